@@ -1,0 +1,83 @@
+"""What differs between JAX versions, or is not public in JAX: all of it is here.
+
+Written against JAX 0.10.2 to 0.12.0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax import lax
+from jax.extend import core, source_info_util
+from jax.extend.core import primitives
+
+
+def existing(*names: str) -> list[core.Primitive]:
+    """Those of the named primitives that this JAX has, by their public names."""
+    found = (
+        getattr(primitives, f"{name}_p", getattr(lax, f"{name}_p", None))
+        for name in names
+    )
+    return [primitive for primitive in found if primitive is not None]
+
+
+def bind(primitive: core.Primitive, params: dict, *operands: Any) -> list:
+    """The outputs of one equation; custom rules get their functions from params."""
+    outputs = primitive.bind(*operands, **primitive.get_bind_params(params))
+    return list(outputs) if primitive.multiple_results else [outputs]
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[core.Jaxpr, list]:
+    """A jaxpr parameter as (jaxpr, constants).
+
+    `remat2` and `shard_map` hold an open jaxpr up to 0.10; from 0.11 on there is one
+    class, which holds its constants.
+    """
+    return getattr(jaxpr, "jaxpr", jaxpr), list(getattr(jaxpr, "consts", ()))
+
+
+def scan_sizes(eqn: core.JaxprEqn) -> tuple[int, int]:
+    """The numbers of constants and of carried values of a scan.
+
+    Parameters `num_consts, num_carry` up to 0.10; a flat tree `ft_in` from 0.11 on.
+    """
+    if "ft_in" in eqn.params:
+        consts, carry, _ = eqn.params["ft_in"].update(eqn.invars).unpack()
+        return len(list(consts)), len(list(carry))
+    return eqn.params["num_consts"], eqn.params["num_carry"]
+
+
+@contextlib.contextmanager
+def context_of(eqn: core.JaxprEqn) -> Iterator[None]:
+    """The user's source line, name scope and compute context of an equation."""
+    stack = source_info_util.current_name_stack() + eqn.source_info.name_stack
+    traceback = eqn.source_info.traceback
+    with source_info_util.user_context(traceback, name_stack=stack), eqn.ctx.manager:
+        yield
+
+
+def source_line(eqn: core.JaxprEqn) -> str:
+    """`file:line (function)` of the user's code that emitted an equation."""
+    return source_info_util.summarize(eqn.source_info)
+
+
+def _probe(function, *arguments) -> list[core.Primitive]:
+    """The primitives that a one-line function binds, for those without a name."""
+    eqns = jax.make_jaxpr(function)(*arguments).jaxpr.eqns
+    return list({eqn.primitive: None for eqn in eqns})
+
+
+def _shard_mapped(x):
+    mesh = jax.sharding.AbstractMesh((1,), ("i",))
+    spec = jax.sharding.PartitionSpec()
+    return jax.shard_map(lambda y: y, mesh=mesh, in_specs=spec, out_specs=spec)(x)
+
+
+SHARD_MAP = _probe(_shard_mapped, 1.0)
+EFFECTS = [
+    *_probe(lambda x: jax.debug.print("{}", x), 1.0),
+    *_probe(lambda x: jax.debug.callback(lambda _: None, x), 1.0),
+]

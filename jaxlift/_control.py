@@ -1,0 +1,323 @@
+"""Calls and control flow: the interpreter walks into their bodies.
+
+A scan stays a scan and a remat stays rematerialised, over pairs instead of arrays.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend import core
+from jax.extend.core import primitives as P
+from jax.tree_util import Partial
+
+from jaxlift import _compat
+from jaxlift._interpret import (
+    Context,
+    Step,
+    UnsupportedPrimitiveError,
+    interpret,
+    lazy,
+    tags_of,
+)
+from jaxlift._rules import choose, one_root
+from jaxlift._values import (
+    Pair,
+    Piece,
+    Varying,
+    attach,
+    at_input,
+    at_reference,
+    pair_of,
+    piece_of,
+    settle,
+)
+
+
+def _walk(context: Context, body: Any, operands: Sequence) -> list:
+    jaxpr, consts = _compat.open_jaxpr(body)
+    return interpret(context, jaxpr, consts, operands)
+
+
+@lazy
+def call(step: Step, *operands: Any) -> list:
+    """A call (jit, custom_vjp, ...): its body, on the same values.
+
+    A custom_vjp's own backward rule is a gradient, and is not used.
+    """
+    params = step.params
+    body = next(params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in params)
+    return _walk(step.context, body, operands)
+
+
+@lazy
+def custom_jvp(step: Step, *operands: Any) -> list:
+    """A custom_jvp function: its body, and its own derivative where nothing moved.
+
+    Where the two points coincide at the function's own input, multipliers are the
+    derivative that its author gave (relu'(0) = 0).
+    """
+    outputs = _walk(step.context, step.params["call_jaxpr"], operands)
+    if not any(isinstance(operand, Varying) for operand in operands):
+        return outputs
+    inputs = [o for o in operands if isinstance(o, Varying)]
+    if all(isinstance(o, Piece) for o in outputs) and one_root((*inputs, *outputs)):
+        return _own_slopes(step, operands, outputs)
+    return _own_derivative(step, [settle(operand) for operand in operands])
+
+
+def _own_slopes(step: Step, operands: Sequence, outputs: Sequence[Piece]) -> list:
+    pieces = [piece_of(o) if isinstance(o, Varying) else o for o in operands]
+    players = [k for k, o in enumerate(pieces) if isinstance(o, Piece)]
+    root = outputs[0].root
+
+    def own(k):
+        """Where the inputs coincide, and the derivative along the root there."""
+        i, j = root.intervals[k]
+        primals = [pieces[p].values[i] for p in players]
+        before = [pieces[p].values[j] for p in players]
+        tangents = [
+            jnp.broadcast_to(jnp.asarray(pieces[p].slope(k)), v.shape).astype(v.dtype)
+            for p, v in zip(players, primals, strict=True)
+        ]
+
+        def function(*values):
+            at = dict(zip(players, values, strict=True))
+            return step.bind(*(at.get(n, o) for n, o in enumerate(pieces)))
+
+        _, derivatives = jax.jvp(function, primals, tangents)
+        same = [u == v for u, v in zip(primals, before, strict=True)]
+        return functools.reduce(jnp.logical_and, same), derivatives
+
+    owned = [own(k) for k in range(len(root.intervals))]
+    return [
+        Piece(
+            root,
+            output.values,
+            [
+                None if slope is None else jnp.where(same, derivatives[n], slope)
+                for slope, (same, derivatives) in zip(
+                    output.slopes, owned, strict=True
+                )
+            ],
+            output.order,
+        )
+        for n, output in enumerate(outputs)
+    ]
+
+
+def _own_derivative(step: Step, operands: Sequence) -> list:
+    """The same for a function that is not elementwise, by a branch on its whole input."""
+    players = [
+        k for k, o in enumerate(operands) if isinstance(o, Pair) and o.carrier is None
+    ]
+
+    def filled(values):
+        return dict(enumerate(operands)) | dict(zip(players, values, strict=True))
+
+    def own(*xs):
+        return step.bind(*map(at_input, filled(xs).values()))
+
+    def body(*xs):
+        pairs = [Pair(x, operands[k].r) for k, x in zip(players, xs, strict=True)]
+        outputs = _walk(step.context, step.params["call_jaxpr"], filled(pairs).values())
+        return [pair_of(output).x for output in outputs]
+
+    points = [operands[k].points for k in players]
+    same = functools.reduce(jnp.logical_and, [jnp.all(x == r) for x, r in points])
+    xs = lax.cond(same, own, body, *(operands[k].x for k in players))
+    rs = step.bind(*map(at_reference, operands))
+    return [Pair(x, r) for x, r in zip(xs, rs, strict=True)]
+
+
+def remat(step: Step, *operands: Any) -> list:
+    """A rematerialised body, rematerialised."""
+    params, context = step.params, step.context
+
+    def body(seeds, *operands):
+        inner = context.inner(seeds)
+        outputs = _walk(inner, params["jaxpr"], operands)
+        return [settle(output) for output in outputs], inner.found
+
+    body = jax.checkpoint(
+        body, prevent_cse=params["prevent_cse"], policy=params["policy"]
+    )
+    outputs, found = body(dict(context.seeds), *operands)
+    context.record(found)
+    return outputs
+
+
+def scan(step: Step, *operands: Any) -> list:
+    """A scan, over pairs where a value varies."""
+    params, context = step.params, step.context
+    jaxpr, constants = _compat.open_jaxpr(params["jaxpr"])
+    n_consts, n_carry = _compat.scan_sizes(step.eqn)
+    consts, carry, xs = _parts(operands, n_consts, n_carry)
+    moving = _moving(jaxpr, operands, n_consts, n_carry)
+    seeds = {k: v for k, v in context.seeds.items() if k in dict(tags_of(step.eqn))}
+
+    def body(carry, row):
+        xs, seeds = row
+        inner = context.inner(seeds)
+        outputs = interpret(inner, jaxpr, constants, [*consts, *carry, *xs])
+        outputs = [settle(output) for output in outputs]
+        ys = outputs[n_carry:]
+        return _lift(outputs[:n_carry], moving), (ys, inner.found)
+
+    carry, (ys, found) = lax.scan(
+        body,
+        _lift(carry, moving),
+        (xs, seeds),
+        length=params["length"],
+        reverse=params["reverse"],
+        unroll=params["unroll"],
+    )
+    context.record(found)
+    return [*carry, *ys]
+
+
+def while_loop(step: Step, *operands: Any) -> list:
+    """A while loop whose trip count does not depend on the input."""
+    params, context = step.params, step.context
+    n_cond, n_body = params["cond_nconsts"], params["body_nconsts"]
+    cond_consts, body_consts, carry = _parts(operands, n_cond, n_body)
+    jaxpr, _ = _compat.open_jaxpr(params["body_jaxpr"])
+    moving = _moving(jaxpr, [*body_consts, *carry], n_body, len(carry))
+    test, _ = _compat.open_jaxpr(params["cond_jaxpr"])
+    varies = [isinstance(o, Varying) for o in cond_consts] + moving
+    if any(depends(test, varies)):
+        raise UnsupportedPrimitiveError(
+            "the trip count of a while loop depends on the attributed input at "
+            f"{_compat.source_line(step.eqn)}: two points would take different numbers "
+            "of steps. Bound it (jax.lax.fori_loop with fixed limits, jax.lax.scan), "
+            "or stop the gradient of what the condition reads."
+        )
+
+    def going_on(carry):
+        return _walk(context, params["cond_jaxpr"], [*cond_consts, *carry])[0]
+
+    def body(carry):
+        outputs = _walk(context, params["body_jaxpr"], [*body_consts, *carry])
+        return _lift(map(settle, outputs), moving)
+
+    return lax.while_loop(going_on, body, _lift(carry, moving))
+
+
+def cond(step: Step, index: Any, *operands: Any) -> list:
+    """A branch on a fixed index, or on one that varies: a switch on the input."""
+    branches = step.params["branches"]
+    if isinstance(index, Pair):
+        rows = [
+            [settle(output) for output in _walk(step.context, branch, operands)]
+            for branch in branches
+        ]
+        return [choose(index, cases, lax.select_n) for cases in zip(*rows, strict=True)]
+
+    varies = [isinstance(operand, Varying) for operand in operands]
+    jaxprs = [_compat.open_jaxpr(branch)[0] for branch in branches]
+    moving = [any(row) for row in zip(*(depends(j, varies) for j in jaxprs))]
+
+    def walked(branch):
+        def function(*operands):
+            outputs = _walk(step.context, branch, operands)
+            return _lift(map(settle, outputs), moving)
+
+        return function
+
+    return lax.switch(index, [walked(branch) for branch in branches], *operands)
+
+
+def shard_map(step: Step, *operands: Any) -> list:
+    """A body mapped over the shards of a mesh."""
+    params = step.params
+
+    def body(*operands):
+        return [settle(o) for o in _walk(step.context, params["jaxpr"], operands)]
+
+    mapped = jax.shard_map(
+        body,
+        mesh=params["mesh"],
+        in_specs=tuple(params["in_specs"]),
+        out_specs=list(params["out_specs"]),
+        axis_names=params["newly_manual_axes"],
+        check_vma=params["check_vma"],
+    )
+    return mapped(*operands)
+
+
+@lazy
+def tag(step: Step, operand: Any) -> Any:
+    """`checkpoint_name`: hand out the value, and let it be differentiated by."""
+    name, context = step.params["name"], step.context
+    if name not in context.tags:
+        return operand
+    operand = settle(operand)
+    if name in context.seeds:
+        pair = pair_of(operand)
+        sources = (pair.x, context.seeds[name])
+        operand = Pair(attach(pair.value, Partial(_sum), sources), pair.r)
+    context.record({name: operand})
+    return operand
+
+
+def _sum(*tangents):
+    return sum(tangents)
+
+
+def observe(step: Step, *operands: Any) -> list:
+    """An effect (debug.print): once, with the values at the input."""
+    return step.bind(*(o.value if isinstance(o, Pair) else o for o in operands))
+
+
+# ------------------------------------------------------------------ what varies
+
+
+def depends(jaxpr: core.Jaxpr, varies: Sequence[bool]) -> list[bool]:
+    """Which outputs of a jaxpr may vary when these inputs do."""
+    moving = {v for v, varying in zip(jaxpr.invars, varies, strict=True) if varying}
+    for eqn in jaxpr.eqns:
+        inputs = [
+            not isinstance(atom, core.Literal) and atom in moving for atom in eqn.invars
+        ]
+        if any(inputs) and eqn.primitive is not P.stop_gradient_p:
+            outputs = _outputs_that_vary(eqn, inputs)
+            moving |= {v for v, m in zip(eqn.outvars, outputs, strict=True) if m}
+    return [
+        not isinstance(atom, core.Literal) and atom in moving for atom in jaxpr.outvars
+    ]
+
+
+def _outputs_that_vary(eqn: core.JaxprEqn, inputs: Sequence[bool]) -> list[bool]:
+    bodies = [_compat.open_jaxpr(b)[0] for b in core.jaxprs_in_params(eqn.params)]
+    if len(bodies) == 1 and eqn.primitive is not P.scan_p:
+        (body,) = bodies
+        if len(body.invars) == len(inputs) and len(body.outvars) == len(eqn.outvars):
+            return depends(body, inputs)
+    return [True] * len(eqn.outvars)
+
+
+def _moving(jaxpr: core.Jaxpr, operands: Sequence, n_consts: int, n_carry: int) -> list:
+    """Which carried values vary from some iteration on: the least fixed point."""
+    varies = [isinstance(operand, Varying) for operand in operands]
+    while True:
+        before = varies[n_consts : n_consts + n_carry]
+        after = depends(jaxpr, varies)[:n_carry]
+        moving = [a or b for a, b in zip(before, after, strict=True)]
+        if moving == before:
+            return moving
+        varies[n_consts : n_consts + n_carry] = moving
+
+
+def _lift(values: Any, moving: Sequence[bool]) -> list:
+    """Values in the form that a loop carries: pairs where they vary."""
+    return [pair_of(v) if m else v for v, m in zip(values, moving, strict=True)]
+
+
+def _parts(values: Sequence, first: int, second: int) -> tuple[list, list, list]:
+    values = list(values)
+    return values[:first], values[first : first + second], values[first + second :]

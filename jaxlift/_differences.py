@@ -1,0 +1,500 @@
+"""The table of divided differences of JAX's elementwise primitives.
+
+    D(a, b) = (p(a) - p(b)) / (a - b),   D(a, a) = p'(a),   D(a, b) = D(b, a)
+
+Written as it stands the quotient loses all digits when `a` and `b` are close.
+Every entry below is an identity or a quadrature that does not (Reps & Rall,
+*Computational divided differencing and divided-difference arithmetics*, 2003).
+Four devices do most of the work:
+
+*   `d = |a - b|` carries one rounding, so a function of `d` alone is safe where
+    `p(mid)` is not: the midpoint is not a floating-point number.
+*   Values further apart than half the larger of them do not cancel: `_settle` takes
+    the quotient of the values there, and the identity only has to hold up close.
+*   Values that carry no rounding (abs, max, clamp, ...) never cancel.
+*   Without an identity, `D` is the mean of `p'` between the points (`_mean`).
+
+Entries take float32 or float64 (`wide` lifts what is narrower) and broadcast like
+jnp. `d` is 0 where `a == b`, infinities included.
+"""
+
+import math
+from collections.abc import Callable
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import Primitive
+from jax.extend.core import primitives as P
+
+
+def wide(x):
+    """`x` in float32 if it is a narrower float; anything else unchanged."""
+    dtype = jnp.result_type(x)
+    narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+    return lax.convert_element_type(x, jnp.float32) if narrow else x
+
+
+def quotient(fa, fb, a, b, at_equal):
+    """`(fa - fb) / (a - b)`, and `at_equal` where `a == b`."""
+    equal = a == b
+    scale = jnp.where(jnp.isinf(a - b), 0.5, 1.0)  # huge opposite points
+    scale = scale.astype(jnp.result_type(a, b))
+    d = jnp.where(equal, 1, a * scale - b * scale)
+    return jnp.where(equal, at_equal, (fa * scale - fb * scale) / d)
+
+
+def _settle(fa, fb, a, b, near):
+    """The quotient where the values differ by half the larger of them, else `near`."""
+    apart = 2 * abs(fa - fb) >= jnp.maximum(abs(fa), abs(fb))
+    return jnp.where(apart, quotient(fa, fb, a, b, near), near)
+
+
+def gap(a, b):
+    return jnp.where(a == b, 0, abs(a - b))
+
+
+def _over(y, d, at_zero):
+    """`y / d`, and `at_zero` where `d == 0`; no NaN in its own derivative."""
+    return jnp.where(d == 0, at_zero, y / jnp.where(d == 0, 1, d))
+
+
+def _slope(f, x):
+    """JAX's own derivative: the one source for kinks, which differ by version."""
+    return jax.jvp(f, (x,), (jnp.ones_like(x),))[1]
+
+
+# --- Quadrature ---------------------------------------------------------------------
+# Gauss-Legendre with n nodes over an interval of length d, whose nearest singularity
+# is 2d or more away, is off by about 0.1^(2n): eps at 4 and 8 nodes.
+
+
+@cache
+def _nodes(dtype):
+    t, w = np.polynomial.legendre.leggauss(4 if dtype == np.float32 else 8)
+    return (t + 1).astype(dtype) / 2, w.astype(dtype) / 2
+
+
+def _mean(f, a, b):
+    """The mean of `f` between `a` and `b`, the nodes on a new leading axis."""
+    t, w = (
+        n.reshape(-1, *[1] * max(jnp.ndim(a), jnp.ndim(b)))
+        for n in _nodes(jnp.result_type(a, b))
+    )
+    return jnp.sum(w * f(b + t * (a - b)), axis=0)
+
+
+def _smooth(f, reach):
+    """D of `f(x, *others)`: the mean slope while `|a - b| < reach`, then the quotient.
+
+    `reach(a, b, *others)` must not exceed half the distance to a singularity.
+    """
+
+    def difference(a, b, *others, **_):
+        a, b, *others = jnp.broadcast_arrays(a, b, *others)
+
+        def slope(x):
+            held = (jnp.broadcast_to(o, x.shape) for o in others)
+            return _slope(lambda x, held=tuple(held): f(x, *held), x)
+
+        near = (abs(a - b) < reach(a, b, *others)) | (a == b)
+        mean = _mean(slope, a, jnp.where(near, b, a))
+        return jnp.where(near, mean, quotient(f(a, *others), f(b, *others), a, b, mean))
+
+    return difference
+
+
+# --- Exponentials ---------------------------------------------------------------------
+# decay(d) = (1 - e^-|d|) / |d|.  With M = max(|a|, |b|):
+#   e^a - e^b         = e^max (1 - e^-d)
+#   s(a) - s(b)       = s(max) s(-min) (1 - e^-d)                  (s the logistic)
+#   sinh a - sinh b   = e^M/2 (1 + e^-|a+b|) (1 - e^-d)
+#   cosh a - cosh b   = e^M/2 (1 - e^-|a+b|) (1 - e^-d), signed as (a+b)(a-b)
+
+
+def decay(d):
+    return _over(-lax.expm1(-abs(d)), abs(d), 1)
+
+
+_decay, _gap = decay, gap
+
+
+def _exp(a, b, **_):
+    return lax.exp(jnp.maximum(a, b)) * decay(gap(a, b))
+
+
+def _exp2(a, b, **_):
+    ln2 = math.log(2)
+    return lax.exp2(jnp.maximum(a, b)) * (ln2 * decay(ln2 * gap(a, b)))
+
+
+def _logistic(a, b, **_):
+    high, low = jnp.maximum(a, b), jnp.minimum(a, b)
+    return lax.logistic(high) * lax.logistic(-low) * decay(gap(a, b))
+
+
+def _tanh(a, b, **_):
+    return 4 * _logistic(2 * a, 2 * b)
+
+
+def _half_exp(a, b):
+    """`e^M/2`, finite as long as sinh and cosh are."""
+    root = lax.exp(jnp.maximum(abs(a), abs(b)) / 2)
+    return 0.5 * root * root
+
+
+def _sinh(a, b, **_):
+    return _half_exp(a, b) * decay(gap(a, b)) * (1 + lax.exp(-abs(a + b)))
+
+
+def _cosh(a, b, **_):
+    return _half_exp(a, b) * decay(gap(a, b)) * ((a + b) * decay(a + b))
+
+
+# --- Logarithms -----------------------------------------------------------------------
+# Each is log(1 + k d) / d, k the derivative's like at the smaller point:
+#   log a - log b     = log(1 + d / min)
+#   atanh a - atanh b = log(1 + 2d / ((1 - max)(1 + min))) / 2
+#   asinh, acosh      = log(x + c), c = sqrt(x^2 +- 1), x >= 0, where
+#                       (a + ca) - (b + cb) = (a - b)(1 + (a + b) / (ca + cb))
+
+
+def _log_over(d, k):
+    """`log(1 + k d) / d`, also where `k d` overflows; `k` at `d == 0`."""
+    r = k * d
+    huge = jnp.isinf(r)
+    log = lax.log1p(jnp.where(huge, lax.sqrt(k) * lax.sqrt(d), r))
+    return _over(jnp.where(huge, 2 * log, log), d, k)
+
+
+def _log(a, b, **_):
+    return _log_over(gap(a, b), 1 / jnp.minimum(a, b))
+
+
+def _log2(a, b, **_):
+    return _log(a, b) / math.log(2)
+
+
+def _log1p(a, b, **_):
+    return _log_over(gap(a, b), 1 / (1 + jnp.minimum(a, b)))
+
+
+def _atanh(a, b, **_):
+    high, low = jnp.maximum(a, b), jnp.minimum(a, b)
+    return _log_over(gap(a, b), 2 / ((1 - high) * (1 + low))) / 2
+
+
+def _log_of_sum(a, b, ca, cb):
+    k = 1 + (a / 2 + b / 2) / (ca / 2 + cb / 2)
+    return _log_over(gap(a, b), k / jnp.minimum(a + ca, b + cb))
+
+
+def _asinh(a, b, **_):
+    def c(x):  # without overflow: from 1e10 on the 1 is below rounding
+        return jnp.where(x < 1e10, lax.sqrt(1 + x * x), x)
+
+    near = _log_of_sum(abs(a), abs(b), c(abs(a)), c(abs(b)))
+    return _settle(lax.asinh(a), lax.asinh(b), a, b, near)
+
+
+def _acosh(a, b, **_):
+    def c(x):
+        return lax.sqrt(x - 1) * lax.sqrt(x + 1)
+
+    return _log_of_sum(a, b, c(a), c(b))
+
+
+# --- Trigonometry ---------------------------------------------------------------------
+#   sin a - sin b     =  (cos a + cos b) tan(d/2)
+#   cos a - cos b     = -(sin a + sin b) tan(d/2)
+#   tan a - tan b     =  (1 + tan a tan b) tan d
+#   asin a - asin b   =  the angle with sine d(a + b) / (a cb + b ca) and cosine
+#                        ca cb + a b, where ca = sqrt(1 - a^2) and a, b >= 0
+#   atan a - atan b   =  the angle of (1 + a b, d)
+
+
+def _sin(a, b, **_):
+    return _wave(lax.sin(a), lax.sin(b), a, b, (lax.cos(a) + lax.cos(b)) / 2)
+
+
+def _cos(a, b, **_):
+    return _wave(lax.cos(a), lax.cos(b), a, b, (lax.sin(a) + lax.sin(b)) / -2)
+
+
+def _wave(fa, fb, a, b, mean):
+    h = jnp.clip(gap(a, b) / 2, max=1)
+    near = mean * _over(lax.tan(h), h, 1)
+    return jnp.where(h < 1, near, quotient(fa, fb, a, b, near))
+
+
+def _tan(a, b, **_):
+    fa, fb, d = lax.tan(a), lax.tan(b), jnp.clip(gap(a, b), max=1)
+    near = (1 + fa * fb) * _over(lax.tan(d), d, 1)
+    return jnp.where(d < 1, near, quotient(fa, fb, a, b, near))
+
+
+def _asin(a, b, **_):
+    x, y, d = abs(a), abs(b), gap(a, b)
+    cx, cy = lax.sqrt((1 - x) * (1 + x)), lax.sqrt((1 - y) * (1 + y))
+    k = _over(x + y, x * cy + y * cx, 1)
+    near = _over(jnp.arctan2(d * k, cx * cy + x * y), d, 1 / cx)
+    return _settle(lax.asin(a), lax.asin(b), a, b, near)
+
+
+def _acos(a, b, **_):
+    return -_asin(a, b)
+
+
+def _atan(a, b, **_):
+    d = gap(a, b)
+    ab = jnp.where((a == 0) | (b == 0), 0, a * b)  # 0 inf is 0
+    return _over(jnp.arctan2(d, 1 + ab), d, 1 / (1 + ab))
+
+
+def _angle(fa, fb, a, b, turn, held):
+    """D of the angle `fa` of a point whose coordinate `a` moves and `held` does not."""
+    scale = jnp.maximum(abs(held), jnp.maximum(abs(a), abs(b)))
+    h, d = held / scale, gap(a, b)
+    inner = h * h + (a / scale) * (b / scale)
+    near = _over(jnp.arctan2(abs(h) * (d / scale), inner), d, abs(h) / inner / scale)
+    return _settle(fa, fb, a, b, turn * jnp.sign(held) * near)
+
+
+def _atan2_y(a, b, x, **_):
+    return _angle(jnp.arctan2(a, x), jnp.arctan2(b, x), a, b, 1, x)
+
+
+def _atan2_x(a, b, y, **_):
+    return _angle(jnp.arctan2(y, a), jnp.arctan2(y, b), a, b, -1, y)
+
+
+# --- Powers ---------------------------------------------------------------------------
+# With s = a + b:   D of x^2m      = s D_m(a^2, b^2)
+#                   D of x^(2m+1)  = (a^2m + b^2m + s^2 D_m(a^2, b^2)) / 2
+# sums of positive terms. For x^-n, D = -u v D_n(u, v), u = 1/a, v = 1/b.
+
+
+def _power(n, a, b, s):
+    """D of `x^n`, n >= 0, where `s = a + b` is known to full accuracy."""
+    if n < 2:
+        return jnp.full_like(s, n)
+    a2, b2 = a * a, b * b
+    inner = _power(n // 2, a2, b2, a2 + b2)
+    if n % 2 == 0:
+        return s * inner
+    return (lax.integer_pow(a, n - 1) + lax.integer_pow(b, n - 1) + s * s * inner) / 2
+
+
+def _integer_pow(a, b, *, y, **_):
+    if y >= 0:
+        return _power(y, a, b, a + b)
+    u, v = 1 / a, 1 / b
+    s = _settle(u, -v, jnp.ones_like(u), jnp.zeros_like(v), (a + b) * (u * v))
+    return -(u * v) * _power(-y, u, v, s)
+
+
+def _sqrt(a, b, **_):
+    return 1 / (lax.sqrt(a) + lax.sqrt(b))
+
+
+def _rsqrt(a, b, **_):
+    return -lax.rsqrt(a) * lax.rsqrt(b) / (lax.sqrt(a) + lax.sqrt(b))
+
+
+def _cbrt(a, b, **_):
+    u, v = lax.cbrt(a), lax.cbrt(b)
+    return 1 / (u * u + u * v + v * v)
+
+
+def _pow_x(a, b, y, **_):
+    # |a|^y - |b|^y = +-larger (1 - e^-z), z = |y log(a/b)|.
+    fa, fb = jnp.power(a, y), jnp.power(b, y)
+    x0, x1 = abs(a), abs(b)
+    larger = jnp.where(abs(fa) > abs(fb), fa, fb)
+    rate = y * _log(x0, x1)
+    fold = quotient(x0, x1, a, b, jnp.sign(a))
+    near = larger * rate * decay(rate * gap(x0, x1)) * fold
+    near = jnp.where(a == b, y * jnp.power(a, y - 1), near)
+    return jnp.where(y == 0, 0, _settle(fa, fb, a, b, near))
+
+
+def _pow_y(a, b, x, **_):
+    fa, fb = jnp.power(x, a), jnp.power(x, b)
+    log = lax.log(jnp.where(x == 0, 1, x))
+    near = jnp.maximum(fa, fb) * log * decay(log * gap(a, b))
+    return jnp.where(x > 0, near, quotient(fa, fb, a, b, near))
+
+
+def _div_v(a, b, u, **_):
+    # -u / (a b), the smaller first: u / a and u / b are finite, 1 / (a b) may not be.
+    small = jnp.where(abs(a) < abs(b), a, b)
+    return -(u / small) * (1 / jnp.where(abs(a) < abs(b), b, a))
+
+
+def _polynomial(a, b, *coefficients, **_):
+    # Horner's rule at b; its partial sums are the coefficients of D(., b).
+    value = slope = jnp.zeros_like(a + b)
+    for c in reversed(coefficients):
+        slope = slope * a + value
+        value = value * b + c
+    return slope
+
+
+# --- Piecewise linear: exact values, never a cancellation -----------------------------
+
+
+def _abs(a, b, **_):
+    return quotient(abs(a), abs(b), a, b, _slope(lax.abs, a))
+
+
+def _max(a, b, c, **_):
+    tie = jnp.where(a == c, 0.5, a > c)
+    return quotient(jnp.maximum(a, c), jnp.maximum(b, c), a, b, tie)
+
+
+def _min(a, b, c, **_):
+    tie = jnp.where(a == c, 0.5, a < c)
+    return quotient(jnp.minimum(a, c), jnp.minimum(b, c), a, b, tie)
+
+
+def _clamp(low, x, high):
+    return jnp.minimum(jnp.maximum(x, low), high)
+
+
+def _clamp_low(a, b, x, high, **_):
+    inside = (a > x) & (a < high)
+    return quotient(_clamp(a, x, high), _clamp(b, x, high), a, b, inside)
+
+
+def _clamp_x(a, b, low, high, **_):
+    inside = (a > low) & (a < high)
+    return quotient(_clamp(low, a, high), _clamp(low, b, high), a, b, inside)
+
+
+def _clamp_high(a, b, low, x, **_):
+    return quotient(_clamp(low, x, a), _clamp(low, x, b), a, b, a < x)
+
+
+def _rem_x(a, b, c, **_):
+    return quotient(jnp.fmod(a, c), jnp.fmod(b, c), a, b, 1)
+
+
+def _rem_c(a, b, x, **_):
+    return quotient(jnp.fmod(x, a), jnp.fmod(x, b), a, b, -jnp.trunc(x / a))
+
+
+# --- Special functions ----------------------------------------------------------------
+
+
+def _erf(a, b, **_):
+    # With s = +-1 such that the larger point is positive, and m the smaller:
+    # near, 2/sqrt(pi) e^-m^2 times the mean of e^-t(2m + t), t from 0 to M - m;
+    # far, the quotient of erfc(s x), whose relative accuracy the tail needs.
+    s = jnp.where(a + b < 0, -1, 1).astype(jnp.result_type(a, b))
+    a, b = s * a, s * b
+    m, d = jnp.minimum(a, b), gap(a, b)
+    near = d * (1 + abs(m)) < 0.5
+    m = jnp.clip(m, -30, 30)  # e^-900 is 0
+    inner = _mean(lambda t: lax.exp(-t * (2 * m + t)), jnp.where(near, d, 0), 0 * d)
+    head = jnp.round(m * 16) / 16  # head^2 is exact
+    peak = lax.exp(-head * head) * lax.exp((head - m) * (head + m))
+    slope = 2 / math.sqrt(math.pi) * peak * inner
+    near |= a == b
+    return jnp.where(near, slope, -quotient(lax.erfc(a), lax.erfc(b), a, b, slope))
+
+
+def _erfc(a, b, **_):
+    return -_erf(a, b)
+
+
+def _erf_inv(a, b, **_):
+    fa, fb = lax.erf_inv(a), lax.erf_inv(b)
+    return _settle(fa, fb, a, b, 1 / _erf(fa, fb))
+
+
+def _pole(x):
+    """The distance from 0, -1, -2, ..."""
+    return jnp.where(x > 0, x, abs(x - jnp.round(x)))
+
+
+def _bessel_i0e(a, b, **_):
+    x, y = abs(a), abs(b)
+    fold = quotient(x, y, a, b, jnp.sign(a))  # even, with a kink at 0
+    return fold * _smooth(lax.bessel_i0e, lambda *_: 0.5)(x, y)
+
+
+def _bessel_i1e(a, b, **_):
+    near = _smooth(lax.bessel_i1e, lambda *_: 0.5)(abs(a), abs(b))
+    return _settle(lax.bessel_i1e(a), lax.bessel_i1e(b), a, b, near)
+
+
+def _half_pole(a, b, *_):
+    return jnp.minimum(_pole(a), _pole(b)) / 2
+
+
+# fmt: off
+DIFFERENCES: dict[Primitive, tuple[Callable | None, ...]] = {
+    P.exp_p:                  (_exp,),
+    P.exp2_p:                 (_exp2,),
+    P.expm1_p:                (_exp,),
+    P.log_p:                  (_log,),
+    P.log1p_p:                (_log1p,),
+    P.logistic_p:             (_logistic,),
+    P.tanh_p:                 (_tanh,),
+    P.sinh_p:                 (_sinh,),
+    P.cosh_p:                 (_cosh,),
+    P.asinh_p:                (_asinh,),
+    P.acosh_p:                (_acosh,),
+    P.atanh_p:                (_atanh,),
+    P.sin_p:                  (_sin,),
+    P.cos_p:                  (_cos,),
+    P.tan_p:                  (_tan,),
+    P.asin_p:                 (_asin,),
+    P.acos_p:                 (_acos,),
+    P.atan_p:                 (_atan,),
+    P.atan2_p:                (_atan2_y, _atan2_x),
+    P.sqrt_p:                 (_sqrt,),
+    P.rsqrt_p:                (_rsqrt,),
+    P.cbrt_p:                 (_cbrt,),
+    P.square_p:               (lambda a, b, **_: a + b,),
+    P.integer_pow_p:          (_integer_pow,),
+    P.pow_p:                  (_pow_x, _pow_y),
+    P.mul_p:                  (lambda a, b, v, **_: v, lambda a, b, u, **_: u),
+    P.div_p:                  (lambda a, b, v, **_: 1 / v, _div_v),
+    P.neg_p:                  (lambda a, b, **_: -1.0,),
+    P.add_p:                  (lambda a, b, *_, **__: 1.0,) * 2,
+    P.add_jaxvals_p:          (lambda a, b, *_, **__: 1.0,) * 2,
+    P.sub_p:                  (lambda a, b, *_, **__: 1.0, lambda a, b, *_, **__: -1.0),
+    P.copy_p:                 (lambda a, b, **_: 1.0,),
+    P.convert_element_type_p: (lambda a, b, **_: 1.0,),
+    P.reduce_precision_p:     (lambda a, b, **_: 1.0,),
+    P.abs_p:                  (_abs,),
+    P.max_p:                  (_max, _max),
+    P.min_p:                  (_min, _min),
+    P.clamp_p:                (_clamp_low, _clamp_x, _clamp_high),
+    P.rem_p:                  (_rem_x, _rem_c),
+    P.erf_p:                  (_erf,),
+    P.erfc_p:                 (_erfc,),
+    P.erf_inv_p:              (_erf_inv,),
+    P.lgamma_p:               (_smooth(lax.lgamma, _half_pole),),
+    P.digamma_p:              (_smooth(lax.digamma, _half_pole),),
+    P.bessel_i0e_p:           (_bessel_i0e,),
+    P.bessel_i1e_p:           (_bessel_i1e,),
+}
+_NEWER = {  # not in every supported JAX
+    "log2_p":                 (_log2,),
+    "one_minus_square_p":     (lambda a, b, **_: -(a + b),),
+}
+# fmt: on
+DIFFERENCES |= {getattr(P, n): d for n, d in _NEWER.items() if hasattr(P, n)}
+
+# Discrete: values are exact, so the slope is their quotient, and 0 at equal points.
+STEPS: frozenset[Primitive] = frozenset(
+    {P.sign_p, P.floor_p, P.ceil_p, P.round_p, P.is_finite_p, P.nextafter_p}
+    | {P.eq_p, P.ne_p, P.lt_p, P.le_p, P.gt_p, P.ge_p, P.eq_to_p, P.le_to_p, P.lt_to_p}
+    | {P.and_p, P.or_p, P.xor_p, P.not_p, P.population_count_p, P.clz_p}
+    | {P.shift_left_p, P.shift_right_arithmetic_p, P.shift_right_logical_p}
+    | {P.bitcast_convert_type_p}
+)

@@ -1,0 +1,194 @@
+"""Evaluate a jaxpr at an input and at a reference side by side.
+
+The loop knows nothing of mathematics: an equation whose operands are all fixed is
+evaluated once, as it stands; any other is handed to the rule that the table has for
+its primitive. A rule is a function `rule(step, *operands)` returning the equation's
+output, or the list of its outputs where it has several. Operands are fixed arrays and
+`Pair`s; a rule marked `lazy` also gets `Piece`s as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jax.extend import core
+
+from jaxlift import _compat
+from jaxlift._values import Varying, settle
+
+Rule = Callable[..., Any]
+Rules = Mapping[core.Primitive, Rule]
+
+
+class UnsupportedPrimitiveError(NotImplementedError):
+    """A function applies a primitive without a rule to a value that varies.
+
+    The message names the primitive, the line of code, and what can be done.
+    """
+
+
+def table(*rules: Rules) -> Rules:
+    """An immutable rule table; of several rules for a primitive the last one counts.
+
+    Extend it with `|`: `RESCALE | {primitive: rule}`.
+    """
+    merged: dict = {}
+    for part in rules:
+        merged |= part
+    return types.MappingProxyType(merged)
+
+
+def lazy(rule: Rule) -> Rule:
+    """Mark a rule that takes lazy activations as they are, not made into pairs."""
+    rule.lazy = True  # type: ignore[attr-defined]
+    return rule
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One equation, as a rule sees it."""
+
+    eqn: core.JaxprEqn
+    context: Context
+
+    @property
+    def primitive(self) -> core.Primitive:
+        """The primitive that the equation applies."""
+        return self.eqn.primitive
+
+    @property
+    def params(self) -> dict:
+        """The equation's parameters."""
+        return self.eqn.params
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """The shape of the equation's first output."""
+        return self.eqn.outvars[0].aval.shape
+
+    @property
+    def out_dtype(self) -> Any:
+        """The dtype of the equation's first output."""
+        return self.eqn.outvars[0].aval.dtype
+
+    def bind(self, *operands: Any) -> Any:
+        """The equation evaluated at these arrays: its output, or list of outputs."""
+        outputs = _compat.bind(self.primitive, self.params, *operands)
+        return outputs if self.primitive.multiple_results else outputs[0]
+
+
+class Context:
+    """What holds for a whole walk: the rules, and the tags that were asked for.
+
+    `tags` are the names of `checkpoint_name` to be found; `seeds` maps some of them
+    to arrays of zeros, added to the tagged value so that it can be differentiated by
+    them; `found` collects the tagged values. `origins` remembers how some values came
+    about, for rules that recognise a form of several equations (softmax).
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        tags: frozenset[str] = frozenset(),
+        seeds: Mapping[str, Any] = types.MappingProxyType({}),
+    ):
+        self.rules, self.tags, self.seeds = rules, tags, seeds
+        self.found: dict[str, Any] = {}
+        self.origins: dict[int, Origin] = {}
+
+    def inner(self, seeds: Mapping[str, Any]) -> Context:
+        """The context of a body that is traced on its own, a scan's say."""
+        return Context(self.rules, self.tags, seeds)
+
+    def record(self, found: Mapping[str, Any]) -> None:
+        """Keep tagged values; a name that stands for two values is refused."""
+        for name in found.keys() & self.found.keys():
+            raise ValueError(
+                f"the name '{name}' tags more than one value: give each its own name "
+                "to ask for it"
+            )
+        self.found |= found
+
+    def origin(self, value: Any) -> Origin | None:
+        """The equation that made a value, if it is one of those remembered."""
+        return self.origins.get(id(value))
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """How a value came about. Holds the value, so that its id stays its own."""
+
+    value: Any
+    eqn: core.JaxprEqn
+    operands: Sequence[Any]
+
+
+def interpret(
+    context: Context, jaxpr: core.Jaxpr, consts: Sequence, operands: Sequence
+) -> list:
+    """The outputs of a jaxpr, some operands being `Varying`."""
+    env: dict[core.Var, Any] = {}
+    env |= zip(jaxpr.constvars, consts, strict=True)
+    env |= zip(jaxpr.invars, operands, strict=True)
+
+    def read(atom):
+        return atom.val if isinstance(atom, core.Literal) else env[atom]
+
+    for eqn in _live(context, jaxpr):
+        with _compat.context_of(eqn):
+            outputs = _evaluate(context, eqn, [read(atom) for atom in eqn.invars])
+        env |= zip(eqn.outvars, outputs, strict=True)
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _live(context: Context, jaxpr: core.Jaxpr) -> list[core.JaxprEqn]:
+    """The equations that an output, an effect or a tag depends on, in order."""
+    needed = {atom for atom in jaxpr.outvars if isinstance(atom, core.Var)}
+    live = []
+    for eqn in reversed(jaxpr.eqns):
+        if eqn.effects or needed.intersection(eqn.outvars) or _tagged(context, eqn):
+            live.append(eqn)
+            needed |= {atom for atom in eqn.invars if isinstance(atom, core.Var)}
+    return live[::-1]
+
+
+def _tagged(context: Context, eqn: core.JaxprEqn) -> bool:
+    return bool(context.tags and context.tags & {name for name, _ in tags_of(eqn)})
+
+
+def tags_of(eqn: core.JaxprEqn) -> list[tuple[str, core.JaxprEqn]]:
+    """The (name, equation) of every `checkpoint_name` in an equation and its bodies."""
+    if eqn.primitive.name == "name":
+        return [(eqn.params["name"], eqn)]
+    bodies = core.jaxprs_in_params(eqn.params)
+    return [tag for body in bodies for inner in body.eqns for tag in tags_of(inner)]
+
+
+def _evaluate(context: Context, eqn: core.JaxprEqn, operands: list) -> list:
+    varies = any(isinstance(operand, Varying) for operand in operands)
+    if not varies and not _tagged(context, eqn):
+        outputs = _compat.bind(eqn.primitive, eqn.params, *operands)
+    else:
+        rule = context.rules.get(eqn.primitive)
+        if rule is None:
+            raise UnsupportedPrimitiveError(_unsupported(eqn))
+        is_lazy = getattr(rule, "lazy", False)
+        settled = operands if is_lazy else [settle(operand) for operand in operands]
+        outputs = rule(Step(eqn, context), *settled)
+        outputs = outputs if eqn.primitive.multiple_results else [outputs]
+    for output in outputs:
+        context.origins[id(output)] = Origin(output, eqn, operands)
+    return outputs
+
+
+def _unsupported(eqn: core.JaxprEqn) -> str:
+    name = eqn.primitive.name
+    return (
+        f"no rule for the primitive '{name}', applied to a value that depends on the "
+        f"attributed input at {_compat.source_line(eqn)}. Give it one, "
+        f"rules=RESCALE | {{{name}_p: rule}}, or keep the attributed input away from "
+        "it (jax.lax.stop_gradient). jaxlift never falls back to the gradient silently."
+    )

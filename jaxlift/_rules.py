@@ -1,0 +1,466 @@
+"""The rules of section "multipliers": one function per family of primitives.
+
+A rule gives linear maps `M_i` with `sum_i M_i (a_i - a0_i) == p(a) - p(a0)`, where
+`a_i` are the operands at the input and `a0_i` at the reference. The tables in
+`_tables.py` assign a rule to each primitive.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import primitives as P
+
+from jaxlift._differences import DIFFERENCES, STEPS, quotient, wide
+from jaxlift._interpret import Step, lazy
+from jaxlift._values import (
+    Pair,
+    Piece,
+    Varying,
+    at_input,
+    at_reference,
+    is_discrete,
+    number,
+    piece_of,
+    scale,
+    secant,
+    settle,
+    shape_of,
+    stopped,
+)
+
+# ---------------------------------------------------------------- linear steps
+
+
+def linear(step: Step, *operands: Any, indices: Sequence[int] = ()) -> Any:
+    """Linear in the operands that vary: evaluate at both points.
+
+    JAX's own derivative of the step is the rule.
+    """
+    xs = step.bind(*map(at_input, operands))
+    rs = step.bind(*map(at_reference, operands))
+    carriers = _carriers(step, operands, indices)
+    if not step.primitive.multiple_results:
+        return Pair(xs, rs, carriers)
+    carriers = carriers or [None] * len(xs)
+    return [Pair(*sides) for sides in zip(xs, rs, carriers, strict=True)]
+
+
+def gradient(step: Step, *operands: Any) -> Any:
+    """The ordinary derivative at the input, of any step."""
+    xs = step.bind(*map(at_input, operands))
+    rs = step.bind(*map(at_reference, operands))
+    if not step.primitive.multiple_results:
+        return Pair(xs, rs, number(xs))
+    return [Pair(x, r, number(x)) for x, r in zip(xs, rs, strict=True)]
+
+
+def _carriers(step: Step, operands: Sequence, indices: Sequence[int]) -> Any:
+    """The step on the floats that carry the tangents of booleans and integers."""
+    if not is_discrete(step.eqn.outvars[0].aval):
+        return None
+    numbers = [
+        operand
+        if k in indices
+        else operand.source
+        if isinstance(operand, Pair)
+        else number(operand)
+        for k, operand in enumerate(operands)
+    ]
+    return step.bind(*numbers)
+
+
+def bilinear(step: Step, *operands: Any) -> Any:
+    """A product: `d(uv) = du mid(v) + mid(u) dv`; linear where one factor is fixed."""
+    u, v = operands
+    if not (isinstance(u, Pair) and isinstance(v, Pair)):
+        return linear(step, u, v)
+    return secant(
+        step.bind(u.value, v.value),
+        step.bind(u.r, v.r),
+        (lambda w, t: step.bind(t, w), middle(v), u),
+        (lambda w, t: step.bind(w, t), middle(u), v),
+    )
+
+
+def middle(operand: Any) -> Any:
+    """The mean of a value over the two points."""
+    return 0.5 * stopped(operand) + 0.5 * at_reference(operand)
+
+
+def indexed(first: int, last: int | None = None) -> Callable:
+    """Linear in its arrays; the operands from `first` up to `last` are indices.
+
+    An index that differs between the two points has no number line to put the jump
+    on: the arrays get the mean over the two indices, and what the change of the index
+    itself brought shows in the completeness gap.
+    """
+
+    def rule(step: Step, *operands: Any) -> Any:
+        indices = range(len(operands))[first:last]
+        if not any(isinstance(operands[k], Pair) for k in indices):
+            return linear(step, *operands, indices=indices)
+        zeros = [jnp.zeros_like(stopped(operand)) for operand in operands]
+        sides = [
+            {k: side(operands[k]) for k in indices} for side in (stopped, at_reference)
+        ]
+
+        def term(k):
+            def mean_over_indices(sides, tangent):
+                at = [zeros | side | {k: tangent} for side in sides]
+                return 0.5 * sum(step.bind(*(a[j] for j in sorted(a))) for a in at)
+
+            return mean_over_indices, sides, operands[k]
+
+        zeros = dict(enumerate(zeros))
+        arrays = [k for k, o in enumerate(operands) if isinstance(o, Pair)]
+        return secant(
+            step.bind(*map(stopped, operands)),
+            step.bind(*map(at_reference, operands)),
+            *(term(k) for k in arrays if k not in indices),
+        )
+
+    return rule
+
+
+# ----------------------------------------------------------- elementwise steps
+
+COMPARISONS = frozenset((P.eq_p, P.ne_p, P.lt_p, P.le_p, P.gt_p, P.ge_p))
+LINEAR = frozenset((P.add_p, P.sub_p, P.add_jaxvals_p, P.convert_element_type_p))
+AFFINE = LINEAR | {P.neg_p, P.mul_p, P.div_p, P.copy_p, P.reduce_precision_p}
+
+
+@lazy
+def elementwise(step: Step, *operands: Any) -> Varying:
+    """A step of an activation while all that varies in it is one pair.
+
+    Of several pairs it is a step of its own: by the two-player Shapley average
+    `M_u = ½ [D_u(u, u0; v) + D_u(u, u0; v0)]`, the same for v (three players alike).
+    """
+    operands = _one_shape(step, operands)
+    if one_root(operands):
+        return extend(step, operands)
+    operands = [settle(operand) for operand in operands]
+    if step.primitive in COMPARISONS:
+        return _compare(step, *operands)
+    if step.primitive in LINEAR and not is_discrete(stopped(operands[0])):
+        return linear(step, *operands)
+    return _players(step, operands)
+
+
+def one_root(operands: Sequence) -> bool:
+    """Whether all that varies is a function of one and the same pair."""
+    roots = {id(piece_of(o).root) for o in operands if isinstance(o, Varying)}
+    return len(roots) == 1
+
+
+def _one_shape(step: Step, operands: Sequence) -> list:
+    """Broadcast what varies to the shape of the output, where it has another."""
+    return [
+        broadcast(settle(operand), step.out_shape)
+        if isinstance(operand, Varying) and shape_of(operand) != step.out_shape
+        else operand
+        for operand in operands
+    ]
+
+
+def broadcast(pair: Pair, shape: Sequence[int]) -> Pair:
+    """A pair in a larger shape."""
+    carrier = pair.carrier
+    return Pair(
+        jnp.broadcast_to(pair.x, shape),
+        jnp.broadcast_to(pair.r, shape),
+        None if carrier is None else jnp.broadcast_to(carrier, shape),
+    )
+
+
+def extend(step: Step, operands: Sequence) -> Piece:
+    """One more step of an activation: `d F = sum_i D_i dF_i` over its operands."""
+    pieces = [piece_of(o) if isinstance(o, Varying) else o for o in operands]
+    players = [k for k, o in enumerate(pieces) if isinstance(o, Piece)]
+    root = pieces[players[0]].root
+
+    def at(n):
+        return [o.values[n] if isinstance(o, Piece) else o for o in pieces]
+
+    values = [step.bind(*at(n)) for n in range(len(root.points))]
+    order = max(pieces[k].order for k in players)
+    if step.primitive in STEPS or is_discrete(values[0]):
+        return Piece(root, values, [None] * len(root.intervals), order)
+
+    def slope(k):
+        a, b = ([_wide(v) for v in at(n)] for n in root.intervals[k])
+        partial = [shapley(step, player, a, b, players) for player in players]
+        inner = [pieces[player].slope(k) for player in players]
+        return sum(scale(d, f) for d, f in zip(partial, inner, strict=True))
+
+    if step.primitive not in AFFINE or len(players) > 1 or players[-1] > 0 and (
+        step.primitive is P.div_p
+    ):
+        order = 2 if order or len(players) > 1 else 1
+    return Piece(root, values, [slope(k) for k in range(len(root.intervals))], order)
+
+
+def _wide(value: Any) -> Any:
+    return value if is_discrete(value) else wide(value)
+
+
+def shapley(step: Step, player: int, a: Sequence, b: Sequence, players: Sequence[int]):
+    """The divided difference in one operand, averaged over where the others are.
+
+    Over every subset of the other players that is at `a` already, weighted as in
+    Shapley (1953); for one player it is D itself, for two the mean over the other's
+    two values.
+    """
+    others = [k for k in players if k != player]
+    rows = [k for k in range(len(a)) if k != player]
+    total = 0.0
+    for arrived in itertools.product((False, True), repeat=len(others)):
+        moved = dict(zip(others, arrived, strict=True))
+        rest = [a[k] if moved.get(k, True) else b[k] for k in rows]
+        weight = 1 / (math.comb(len(others), sum(arrived)) * len(players))
+        d = _partial(step, player, a[player], b[player], rest)
+        total = d if weight == 1 else total + weight * d
+    return total
+
+
+def _partial(step: Step, player: int, a: Any, b: Any, rest: list) -> Any:
+    rows = DIFFERENCES.get(step.primitive)
+    if rows is not None and not is_discrete(a):
+        return rows[player](a, b, *rest, **step.params)
+
+    def value(point):
+        return step.bind(*rest[:player], point, *rest[player:])
+
+    # Integers and booleans: values are exact and so is their quotient.
+    return quotient(*(number(v) for v in (value(a), value(b), a, b)), 0.0)
+
+
+def _compare(step: Step, u: Any, v: Any) -> Piece:
+    """A comparison of two varying values: a step function of their difference."""
+    du, dv = (
+        Pair(o.source, jnp.asarray(o.r, o.source.dtype)) if isinstance(o, Pair) else o
+        for o in (u, v)
+    )
+    root = Pair(
+        at_input(du) - at_input(dv), at_reference(du) - at_reference(dv)
+    )
+    values = [step.bind(stopped(u), stopped(v)), step.bind(u.r, v.r)]
+    return Piece(root, values, [None], 0)
+
+
+def _players(step: Step, operands: Sequence) -> Pair:
+    players = [k for k, o in enumerate(operands) if isinstance(o, Pair)]
+    xs = [stopped(o) for o in operands]
+    rs = [at_reference(o) for o in operands]
+    a, b = ([_wide(v) for v in side] for side in (xs, rs))
+    terms = [(scale, shapley(step, k, a, b, players), operands[k]) for k in players]
+    return secant(step.bind(*xs), step.bind(*rs), *terms)
+
+
+# ------------------------------------------------------- switches on the input
+
+
+@lazy
+def select(step: Step, predicate: Any, *cases: Any) -> Varying:
+    """`select_n`: linear in its cases; a varying predicate is a switch.
+
+    Inside an activation, where the two points take different cases, the slope is the
+    quotient of the selected values: the points lie on different sides of the switch,
+    so nothing cancels. Elsewhere see `choose`.
+    """
+    shapes = {shape_of(o) for o in (predicate, *cases) if isinstance(o, Varying)}
+    if one_root((predicate, *cases)) and shapes == {step.out_shape}:
+        return _select_piece(step, predicate, cases)
+    predicate, *cases = (settle(operand) for operand in (predicate, *cases))
+    if not isinstance(predicate, Pair):
+        return linear(step, predicate, *cases, indices=(0,))
+    return choose(predicate, cases, step.bind)
+
+
+def _select_piece(step: Step, predicate: Any, cases: Sequence) -> Piece:
+    operands = [
+        piece_of(o) if isinstance(o, Varying) else o for o in (predicate, *cases)
+    ]
+    pieces = [o for o in operands if isinstance(o, Piece)]
+    root = pieces[0].root
+
+    def at(n):
+        return [o.values[n] if isinstance(o, Piece) else o for o in operands]
+
+    values = [step.bind(*at(n)) for n in range(len(root.points))]
+    order = max(max(piece.order for piece in pieces), 1)
+    if is_discrete(values[0]):
+        return Piece(root, values, [None] * len(root.intervals), order)
+    dtype = wide(values[0]).dtype
+
+    def slope(k):
+        i, j = root.intervals[k]
+        inner = [o.slope(k) if isinstance(o, Piece) else 0.0 for o in operands[1:]]
+        inner = [jnp.broadcast_to(jnp.asarray(d, dtype), step.out_shape) for d in inner]
+        which, before = at(i)[0], at(j)[0]
+        chosen = step.bind(which, *inner)
+        if not isinstance(operands[0], Piece):
+            return chosen
+        crossing = Piece(root, values, [None] * len(root.intervals), 0).slope(k)
+        return jnp.where(which == before, chosen, crossing)
+
+    return Piece(root, values, [slope(k) for k in range(len(root.intervals))], order)
+
+
+def choose(index: Pair, cases: Sequence, bind: Callable) -> Pair:
+    """One of several varying cases by an index that varies too.
+
+    A boolean is a number, 0 or 1: `p*b + (1-p)*a` with the rule for products, so
+    `M_p = mid(b) - mid(a)` where it flips. An integer among more cases has no number
+    line: the cases get the mean over the two indices.
+    """
+    which, before = index.value, index.r
+    numbers = [number(c) if is_discrete(c) else c for c in map(stopped, cases)]
+    rs = [number(c) if is_discrete(c) else c for c in map(at_reference, cases)]
+    dtype = jnp.result_type(float) if is_discrete(numbers[0]) else numbers[0].dtype
+
+    def share(k):
+        hits = (which == k).astype(dtype) + (before == k).astype(dtype)
+        return 0.5 * hits
+
+    terms = [
+        (scale, share(k), case) for k, case in enumerate(cases) if isinstance(case, Pair)
+    ]
+    if len(cases) == 2:
+        jump = 0.5 * (numbers[1] + rs[1]) - 0.5 * (numbers[0] + rs[0])
+        terms.append((scale, jnp.where(which == before, 0.0, jump), index))
+    return secant(
+        bind(which, *map(stopped, cases)), bind(before, *map(at_reference, cases)), *terms
+    )
+
+
+# ---------------------------------------------------------------------- maxima
+
+
+def _cross_max(x, r, y, y0, at_x, at_r):
+    """The multipliers of the maximum `y` of `x`, `y0` of `r`, along the winners' axes.
+
+    With `c = max(y, y0)` the change `y - y0` is `(c - y0) + (y - c)`: the first part
+    goes to the winner at the input, the second to the winner at the reference, each
+    divided by that element's own difference. Both lie in 0..1: the winner has moved
+    at least as far as the maximum. One that did not move gets the gradient. `at_x`
+    and `at_r` are the winners' shares. (PEERS: the rule of SHAP and Captum, without
+    their threshold, and with shares added where windows overlap.)
+    """
+    c = jnp.maximum(y, y0)
+    moved = x != r
+    dx = jnp.where(moved, x - r, 1)
+    up = jnp.where(moved, (c - y0) / dx, 1)
+    down = jnp.where(moved, (y - c) / dx, 0)
+    # A masked cell (-inf at both points) has no part in it.
+    return jnp.where(at_x > 0, at_x * up, 0) + jnp.where(at_r > 0, at_r * down, 0)
+
+
+def _shares(hits):
+    count = hits.sum(-1, keepdims=True)
+    return hits / jnp.where(count == 0, 1, count)
+
+
+def _extremum_weights(x, r, shares: Callable) -> Any:
+    """Multipliers of the maximum over the last axis."""
+    y, y0 = x.max(-1, keepdims=True), r.max(-1, keepdims=True)
+    at_x = shares(x == y)
+    # Among cells tied at the reference the input's winner is preferred.
+    tied = r == y0
+    both = tied & (at_x > 0)
+    at_r = shares(jnp.where(both.any(-1, keepdims=True), both, tied))
+    return _cross_max(x, r, y, y0, at_x, at_r)
+
+
+def extremum(sign: int) -> Callable:
+    """reduce_max (sign 1) or reduce_min (sign -1): the cross-max rule, equal shares."""
+
+    def rule(step: Step, operand: Pair) -> Pair:
+        axes = step.params["axes"]
+        last = tuple(range(-len(axes), 0))
+
+        def flat(array):
+            moved = jnp.moveaxis(array, axes, last)
+            return moved.reshape(*step.out_shape, -1)
+
+        x, r = (
+            sign * _wide(flat(number(v) if is_discrete(v) else v))
+            for v in operand.points
+        )
+        weights = _extremum_weights(x, r, _shares)
+        return secant(
+            step.bind(operand.value),
+            step.bind(operand.r),
+            (lambda w, t: (w * flat(t)).sum(-1), weights, operand),
+        )
+
+    return rule
+
+
+def _first(hits):
+    return (jnp.arange(hits.shape[-1]) == hits.argmax(-1)[..., None]) & hits
+
+
+def window_extremum(sign: int) -> Callable:
+    """Max-pooling (sign 1) or min-pooling (-1): cross-max, first winner in a window."""
+
+    def rule(step: Step, operand: Pair) -> Pair:
+        def windows(array, fill):
+            return patches(array, fill, **step.params)
+
+        x, r = (sign * windows(_wide(v), -sign * jnp.inf) for v in operand.points)
+        weights = _extremum_weights(x, r, lambda hits: _first(hits).astype(x.dtype))
+        return secant(
+            step.bind(operand.value),
+            step.bind(operand.r),
+            (lambda w, t: (w * windows(t, 0)).sum(-1), weights, operand),
+        )
+
+    return rule
+
+
+def patches(
+    array,
+    fill,
+    *,
+    window_dimensions,
+    window_strides,
+    padding,
+    base_dilation,
+    window_dilation,
+    **_,
+):
+    """All windows of an array, flattened in row-major order along a last axis.
+
+    Axis by axis. Windows that do not overlap are a reshape, others shifted slices:
+    both are cheap to transpose, which select-and-scatter on a CPU is not.
+    """
+    config = [(lo, hi, d - 1) for (lo, hi), d in zip(padding, base_dilation, strict=True)]
+    if any(row != (0, 0, 0) for row in config):
+        array = lax.pad(array, jnp.asarray(fill, array.dtype), config)
+    rank = array.ndim
+    for axis, (size, stride, dilation) in enumerate(
+        zip(window_dimensions, window_strides, window_dilation, strict=True)
+    ):
+        if size == 1 and stride == 1:
+            continue
+        span = (size - 1) * dilation + 1
+        count = (array.shape[axis] - span) // stride + 1
+        if stride == size and dilation == 1:
+            array = lax.slice_in_dim(array, 0, count * size, axis=axis)
+            shape = array.shape
+            array = array.reshape(*shape[:axis], count, size, *shape[axis + 1 :])
+            array = jnp.moveaxis(array, axis + 1, -1)
+            continue
+        starts = range(0, size * dilation, dilation)
+        stop = (count - 1) * stride + 1
+        array = jnp.stack(
+            [lax.slice_in_dim(array, s, s + stop, stride, axis) for s in starts], -1
+        )
+    return array.reshape(*array.shape[:rank], -1)

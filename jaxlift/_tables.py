@@ -1,0 +1,72 @@
+"""The rule tables: which rule each primitive gets. A method is a table."""
+
+from __future__ import annotations
+
+from jax.extend.core import primitives as P
+
+from jaxlift import _compat, _control, _rules, _softmax
+from jaxlift._compat import existing
+from jaxlift._differences import DIFFERENCES, STEPS
+from jaxlift._interpret import table
+from jaxlift._rules import gradient, indexed, linear
+
+# fmt: off
+_LINEAR = existing(
+    "broadcast_in_dim", "reshape", "squeeze", "transpose", "rev", "pad", "concatenate", "slice",
+    "split", "stack", "unstack", "tile", "reduce_sum", "cumsum", "reduce_window_sum", "fft",
+    "real", "imag", "complex", "conj", "add_jaxvals", "device_put", "sharding_constraint",
+    "optimization_barrier", "select_and_scatter_add", "copy", "psum", "all_gather", "all_to_all", "ppermute",
+)
+_ELEMENTWISE = {*DIFFERENCES, *STEPS}
+
+STRUCTURE = {
+    **dict.fromkeys(existing("jit", "closed_call", "call", "custom_vjp_call"), _control.call),
+    P.custom_jvp_call_p: _control.custom_jvp,
+    P.remat_p:           _control.remat,
+    P.scan_p:            _control.scan,
+    P.while_p:           _control.while_loop,
+    P.cond_p:            _control.cond,
+    P.name_p:            _control.tag,
+    P.stop_gradient_p:   _softmax.freeze,
+    **dict.fromkeys(_compat.SHARD_MAP, _control.shard_map),
+    **dict.fromkeys(_compat.EFFECTS, _control.observe),
+}
+
+RESCALE = table(
+    dict.fromkeys(_ELEMENTWISE, _rules.elementwise),
+    dict.fromkeys(_LINEAR, linear),
+    dict.fromkeys(existing("dot_general", "conv_general_dilated"), _rules.bilinear),
+    dict.fromkeys(existing("reduce_max", "reduce_or"), _rules.extremum(+1)),
+    dict.fromkeys(existing("reduce_min", "reduce_and"), _rules.extremum(-1)),
+    {
+        P.reduce_window_max_p: _rules.window_extremum(+1),
+        P.reduce_window_min_p: _rules.window_extremum(-1),
+        P.select_n_p:  _rules.select,
+        P.div_p:       _softmax.softmax_or_divide,
+        P.sub_p:       _softmax.log_softmax_or_subtract,
+        P.log_p:       _softmax.logsumexp_or_log,
+    },
+    dict.fromkeys(existing("argmax", "argmin"), gradient),
+    dict.fromkeys(existing("gather", "dynamic_slice"), indexed(1)),
+    dict.fromkeys(existing("scatter", "scatter_add", "scatter_sub"), indexed(1, 2)),
+    dict.fromkeys(existing("dynamic_update_slice"), indexed(2)),
+    STRUCTURE,
+)
+"""Rescale (Shrikumar et al. 2017, section 3.5.2), extended to every primitive."""
+
+GRADIENT = table(
+    dict.fromkeys(RESCALE.keys() - STRUCTURE.keys(), gradient),
+    STRUCTURE,
+    dict.fromkeys(existing("custom_jvp_call", "custom_vjp_call", "cond", "stop_gradient"), gradient),
+)
+"""The ordinary derivative at the input; what `jax.grad` computes."""
+
+WINNER_AT_INPUT = table(
+    dict.fromkeys(
+        existing("reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min"),
+        gradient,
+    ),
+)
+"""A table edit: a maximum passes its multiplier to the winner at the input, whatever
+the reference. The original implementation's rule for max-pooling; not complete."""
+# fmt: on

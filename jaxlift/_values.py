@@ -1,0 +1,225 @@
+"""The values that the interpreter carries: fixed arrays, pairs, and lazy activations.
+
+A value that does not depend on the attributed input is a plain array. One that does
+is `Varying`: a `Pair` (at the input, at the reference), or a `Piece`, an elementwise
+function of one pair that nobody has needed as an array yet.
+
+Multipliers travel as JAX tangents of the *input* side alone. A linear step is applied
+to both sides and JAX differentiates the input side. A non-linear step computes its
+value from arrays whose tangents are stopped and `attach`es the tangent that its rule
+prescribes: a linear map of the operands' tangents, which JAX transposes. The
+reference side never carries a tangent, so it is evaluated once however many inputs
+are explained against it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.tree_util import Partial
+
+from jaxlift._differences import quotient, wide
+
+Array = Any
+Slope = Any  # an array, a Python number where constant, None where discrete
+
+
+@jax.custom_jvp
+def attach(value: Array, tangent_map: Partial, sources: Sequence[Array]) -> Array:
+    """`value`, whose tangent is `tangent_map(*tangents of sources)`, nothing else."""
+    del tangent_map, sources
+    return value
+
+
+@attach.defjvp
+def _attach_jvp(primals, tangents):
+    value, tangent_map, _ = primals
+    return value, tangent_map(*tangents[2]).astype(value.dtype)
+
+
+def is_discrete(value: Any) -> bool:
+    """Whether a value is a boolean, an integer or a key: it carries no tangent."""
+    return not jnp.issubdtype(jnp.result_type(value), jnp.inexact)
+
+
+class Varying:
+    """A value that depends on the attributed input."""
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["x", "r", "carrier"],
+    meta_fields=[],
+)
+class Pair(Varying):
+    """A value at the input, `x`, beside the same value at the reference, `r`.
+
+    A boolean or integer cannot carry a tangent: its `carrier` does, the same number
+    as a float (None otherwise).
+    """
+
+    intervals = ((0, 1),)
+
+    def __init__(self, x: Array, r: Array, carrier: Array | None = None):
+        self.x, self.r, self.carrier = x, r, carrier
+
+    @property
+    def source(self) -> Array:
+        """The array that carries the tangent."""
+        return self.x if self.carrier is None else self.carrier
+
+    @functools.cached_property
+    def value(self) -> Array:
+        """The value at the input, its tangent stopped."""
+        return lax.stop_gradient(self.x)
+
+    @property
+    def points(self) -> tuple[Array, ...]:
+        """The points at which a function of this value has to be known."""
+        return self.value, self.r
+
+    def close(self, values: Sequence[Array], slopes: Sequence[Slope]) -> Pair:
+        """The function of this pair with these values and slopes, as a pair."""
+        return secant(*values, (scale, slopes[0], self))
+
+
+def pair_of(value: Any) -> Pair:
+    """A pair; a fixed value is the same at both points."""
+    value = settle(value)
+    return value if isinstance(value, Pair) else Pair(value, value, number(value))
+
+
+def number(value: Any) -> Array | None:
+    """A discrete fixed value as a float that carries no tangent."""
+    return lax.stop_gradient(jnp.asarray(value, float)) if is_discrete(value) else None
+
+
+def at_input(operand: Any) -> Array:
+    """A fixed array, or the input side of a pair with its tangent."""
+    return operand.x if isinstance(operand, Pair) else operand
+
+
+def stopped(operand: Any) -> Array:
+    """A fixed array, or the input side of a pair without its tangent."""
+    return operand.value if isinstance(operand, Pair) else operand
+
+
+def at_reference(operand: Any) -> Array:
+    """A fixed array, or the reference side of a pair."""
+    return operand.r if isinstance(operand, Pair) else operand
+
+
+def scale(slope: Slope, tangent: Array) -> Array:
+    """`slope * tangent`, nothing at all where the slope is the number 1."""
+    return tangent if isinstance(slope, float) and slope == 1.0 else slope * tangent
+
+
+def _total(maps: Sequence[Callable], weights: Sequence[Any], *tangents: Array) -> Array:
+    return sum(m(w, t) for m, w, t in zip(maps, weights, tangents, strict=True))
+
+
+def secant(
+    value: Array, reference: Array, *terms: tuple[Callable, Any, Pair]
+) -> Pair:
+    """The pair (value, reference) with tangent `sum(map(weight, tangent of operand))`.
+
+    Each term is `(map, weight, operand)`, `map` linear in the tangent and in the
+    weight. Completeness is the terms' business:
+    `sum(map(weight, operand.x - operand.r)) == value - reference`.
+    """
+    maps, weights, operands = zip(*terms, strict=True)
+    # An output narrower than float32 stores slopes of its own width.
+    weights = [_narrow(weight, value) for weight in weights]
+    sources = [operand.source for operand in operands]
+    tangent_map = Partial(functools.partial(_total, maps), weights)
+    if is_discrete(value):
+        carrier = jnp.asarray(value, sources[0].dtype)
+        return Pair(value, reference, attach(carrier, tangent_map, sources))
+    return Pair(attach(value, tangent_map, sources), reference)
+
+
+def _narrow(weight: Any, value: Array) -> Any:
+    if isinstance(weight, (int, float)) or is_discrete(value) or is_discrete(weight):
+        return weight
+    return weight.astype(value.dtype)
+
+
+class Piece(Varying):
+    """An elementwise function of one pair, its `root`: an activation, or a part of one.
+
+    `values` holds the function at each of the root's points; `slopes` its divided
+    difference over each of the root's intervals, None where the function is discrete
+    (a comparison, a rounding), whose slope is the quotient of its exact values.
+    `order` is 0 for an affine function, 1 for one non-linear primitive of such, 2 for
+    what is composed of several. (Reps and Rall 2003, computational divided
+    differencing: values and differences are carried together, as duals are.)
+    """
+
+    def __init__(self, root, values: Sequence, slopes: Sequence[Slope], order: int):
+        self.root, self.values, self.slopes, self.order = root, values, slopes, order
+
+    @classmethod
+    def identity(cls, root: Pair) -> Piece:
+        """The function that returns its root."""
+        return cls(root, root.points, [1.0] * len(root.intervals), 0)
+
+    def slope(self, k: int) -> Slope:
+        """The divided difference over the root's interval `k`, as a number."""
+        i, j = self.root.intervals[k]
+        a, b = (wide(_as_float(self.root.points[n], self.root.source)) for n in (i, j))
+        fa, fb = self.values[i], self.values[j]
+        if self.slopes[k] is None:
+            return quotient(_as_float(fa, a), _as_float(fb, a), a, b, 0.0)
+        return self.slopes[k]
+
+    def _best_slope(self, k: int) -> Slope:
+        """The slope for good: the plain quotient where it is well conditioned.
+
+        A difference composed by the chain and product rules can cancel between points
+        that are far apart (hard_swish between 1 and -776). There neither the points
+        nor the values are close to each other and their quotient has no cancellation.
+        Values narrower than float32 carry too much rounding for that.
+        """
+        slope = self.slope(k)
+        i, j = self.root.intervals[k]
+        a, b, fa, fb = (v[n] for v in (self.root.points, self.values) for n in (i, j))
+        if self.order < 2 or fa.dtype != wide(fa).dtype or a.dtype != wide(a).dtype:
+            return slope
+
+        def apart(u, v):
+            return abs(u - v) >= 0.5 * jnp.maximum(abs(u), abs(v))
+
+        far = (a != b) & apart(a, b) & apart(fa, fb)
+        return jnp.where(far, quotient(fa, fb, a, b, 0.0), slope)
+
+    @functools.cached_property
+    def pair(self) -> Pair:
+        """This function as a pair."""
+        slopes = [self._best_slope(k) for k in range(len(self.root.intervals))]
+        return self.root.close(self.values, slopes)
+
+
+def _as_float(value: Array, like: Array) -> Array:
+    return value.astype(like.dtype) if is_discrete(value) else value
+
+
+def settle(operand: Any) -> Any:
+    """A fixed array or a pair: a lazy activation is made into one."""
+    return operand.pair if isinstance(operand, Piece) else operand
+
+
+def piece_of(operand: Varying) -> Piece:
+    """A varying value as a function of its root, which it may be itself."""
+    return operand if isinstance(operand, Piece) else Piece.identity(operand)
+
+
+def shape_of(operand: Any) -> tuple[int, ...]:
+    """The shape of a fixed array or a varying value."""
+    if isinstance(operand, Piece):
+        return jnp.shape(operand.values[0])
+    return jnp.shape(operand.x if isinstance(operand, Pair) else operand)
