@@ -10,6 +10,7 @@ from jaxlift._transforms import deeplift_shap as deeplift_shap
 from jaxlift._transforms import integrated_gradients as integrated_gradients
 from jaxlift._transforms import intermediate as intermediate
 from jaxlift._transforms import multipliers as multipliers
+from jaxlift._transforms import pre_activation as pre_activation
 from jaxlift._transforms import vjp as vjp
 
 __version__ = "0.1.0"

@@ -13,12 +13,21 @@ import jax
 from jax import lax
 from jax.extend import core, source_info_util
 from jax.extend.core import primitives
+from jax.interpreters import ad
+
+_DIFFERENTIABLE = {primitive.name: primitive for primitive in ad.primitive_jvps}
 
 
 def existing(*names: str) -> list[core.Primitive]:
-    """Those of the named primitives that this JAX has, by their public names."""
+    """Those of the named primitives that this JAX has.
+
+    By their public names; those without one by the name under which JAX has
+    registered their derivative.
+    """
     found = (
-        getattr(primitives, f"{name}_p", getattr(lax, f"{name}_p", None))
+        getattr(primitives, f"{name}_p", None)
+        or getattr(lax, f"{name}_p", None)
+        or _DIFFERENTIABLE.get(name)
         for name in names
     )
     return [primitive for primitive in found if primitive is not None]
@@ -62,6 +71,16 @@ def context_of(eqn: core.JaxprEqn) -> Iterator[None]:
 def source_line(eqn: core.JaxprEqn) -> str:
     """`file:line (function)` of the user's code that emitted an equation."""
     return source_info_util.summarize(eqn.source_info)
+
+
+def expansion(eqn: core.JaxprEqn) -> core.ClosedJaxpr:
+    """What a high-level primitive (searchsorted and others from 0.11 on) consists of."""
+    (high,) = (v for v in eqn.params.values() if hasattr(v, "expand"))
+
+    def expand(*leaves):
+        return jax.tree.leaves(high.expand(*jax.tree.unflatten(high.in_tree, leaves)))
+
+    return jax.make_jaxpr(expand)(*(atom.aval for atom in eqn.invars))
 
 
 def _probe(function, *arguments) -> list[core.Primitive]:

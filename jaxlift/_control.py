@@ -6,7 +6,7 @@ A scan stays a scan and a remat stays rematerialised, over pairs instead of arra
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -30,9 +30,9 @@ from jaxlift._values import (
     Pair,
     Piece,
     Varying,
-    attach,
     at_input,
     at_reference,
+    attach,
     pair_of,
     piece_of,
     settle,
@@ -53,6 +53,12 @@ def call(step: Step, *operands: Any) -> list:
     params = step.params
     body = next(params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in params)
     return _walk(step.context, body, operands)
+
+
+@lazy
+def expanded(step: Step, *operands: Any) -> list:
+    """A high-level primitive: what it consists of."""
+    return _walk(step.context, _compat.expansion(step.eqn), operands)
 
 
 @lazy
@@ -96,14 +102,11 @@ def _own_slopes(step: Step, operands: Sequence, outputs: Sequence[Piece]) -> lis
 
     owned = [own(k) for k in range(len(root.intervals))]
     return [
-        Piece(
-            root,
+        output.extended(
             output.values,
             [
                 None if slope is None else jnp.where(same, derivatives[n], slope)
-                for slope, (same, derivatives) in zip(
-                    output.slopes, owned, strict=True
-                )
+                for slope, (same, derivatives) in zip(output.slopes, owned, strict=True)
             ],
             output.order,
         )

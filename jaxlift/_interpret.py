@@ -180,7 +180,8 @@ def _evaluate(context: Context, eqn: core.JaxprEqn, operands: list) -> list:
         outputs = rule(Step(eqn, context), *settled)
         outputs = outputs if eqn.primitive.multiple_results else [outputs]
     for output in outputs:
-        context.origins[id(output)] = Origin(output, eqn, operands)
+        # The innermost equation counts: a call only hands on what its body made.
+        context.origins.setdefault(id(output), Origin(output, eqn, operands))
     return outputs
 
 

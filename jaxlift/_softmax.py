@@ -23,17 +23,19 @@ and at `x = r` this is the softmax, the derivative.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend import core
 from jax.extend.core import primitives as P
 
+from jaxlift import _compat
 from jaxlift._differences import DIFFERENCES, wide
-from jaxlift._interpret import Context, Step, lazy
+from jaxlift._interpret import Context, Origin, Step, lazy
 from jaxlift._rules import elementwise
 from jaxlift._values import (
     Pair,
@@ -41,6 +43,7 @@ from jaxlift._values import (
     Varying,
     at_input,
     at_reference,
+    is_discrete,
     pair_of,
     piece_of,
     secant,
@@ -56,22 +59,87 @@ def _decay(a, b):
     return DIFFERENCES[P.exp_p][0](jnp.where(a == b, 0, -abs(a - b)), jnp.zeros_like(a))
 
 
-def logsumexp(pair: Pair, axes: tuple[int, ...]) -> Pair:
-    """logsumexp over `axes`, which are kept with size 1."""
-    x, r = (wide(v) for v in pair.points)
-    value, reference = (
-        jax.nn.logsumexp(v, axes, keepdims=True) for v in (x, r)
-    )
-    top = jnp.maximum(value, reference)
-    exponent = jnp.maximum(x, r) - jnp.where(top == -jnp.inf, 0, top)
-    ratio = _decay(x, r) / _decay(value, reference)
-    weights = jnp.exp(exponent) * ratio
-    dtype = pair.r.dtype
-    return secant(
-        value.astype(dtype),
-        reference.astype(dtype),
-        (lambda w, t: (w * t).sum(axes, keepdims=True), weights, pair),
-    )
+class _LogSumExp:
+    """`log |sum(factors * exp(operand))|` at both points, and its multipliers `M`."""
+
+    def __init__(self, powers: _Powers):
+        pair, self.axes, factors = pair_of(powers.operand), powers.axes, powers.factors
+
+        def finite_max(v):
+            top = v.max(self.axes, keepdims=True)
+            return jnp.where(jnp.isfinite(top), top, 0)
+
+        def total(v, shift):
+            """`log |sum|` and the sign of the sum, of values shifted to about 0."""
+            return jax.nn.logsumexp(
+                v - shift, self.axes, b=factors, keepdims=True, return_sign=True
+            )
+
+        self.pair = pair
+        self.x, self.r = (wide(v) for v in pair.points)
+        # Values and probabilities are each point's own ...
+        own, own0 = finite_max(self.x), finite_max(self.r)
+        (log_s, self.sign), (log_s0, _) = total(self.x, own), total(self.r, own0)
+        self.value, self.reference = log_s + own, log_s0 + own0
+        self.log_p, self.log_p0 = self.x - own - log_s, self.r - own0 - log_s0
+        # ... multipliers those of both points shifted by their common maximum: a
+        # large logit would leave its rounding in the exponents.
+        shift = finite_max(jnp.maximum(self.x, self.r))
+        x, r = self.x - shift, self.r - shift
+        (self.log_s, _), (self.log_s0, _) = total(self.x, shift), total(self.r, shift)
+        top = jnp.maximum(self.log_s, self.log_s0)
+        self.top = jnp.where(top == -jnp.inf, 0, top)
+        self.factors = 1.0 if factors is None else factors * self.sign
+        self.spread = _decay(self.log_s, self.log_s0)
+        powers = jnp.exp(jnp.maximum(x, r) - self.top) * _decay(x, r)
+        self.weights = self.factors * powers / self.spread
+
+    def alone(self) -> Pair:
+        """logsumexp, the axes kept with size 1."""
+        dtype, axes = self.pair.r.dtype, self.axes
+        return secant(
+            self.value.astype(dtype),
+            self.reference.astype(dtype),
+            (lambda w, t: (w * t).sum(axes, keepdims=True), self.weights, self.pair),
+        )
+
+    def left_over(self) -> Any:
+        """`1 - M_i` without cancellation.
+
+        Where one logit dominates, `M_i` is close to 1 and what is left of 1 is
+        multiplied by a large difference. With `l = x - L`, `l0 = r - L0`, `p = e^l`:
+        `(1 - M_i) (x_i - r_i) = l_i - l0_i + (L - L0) - M_i (x_i - r_i)`, and the
+        last two terms are `(S (1 - p_i) - S0 (1 - p0_i)) D_log(S, S0)`.
+        """
+        difference = self.x - self.r
+        close = (self.weights > 0.5) & (abs(difference) >= 1)
+
+        def others(log_s, l):
+            """S without the power of each element itself, over e^top."""
+            plain = isinstance(self.factors, float)
+            return jnp.exp(log_s - self.top) * (
+                -jnp.expm1(l) if plain else 1 - self.factors * jnp.exp(l)
+            )
+
+        l, l0 = self.log_p, self.log_p0
+        rest = others(self.log_s, l) - others(self.log_s0, l0)
+        total = rest / self.spread + l - l0
+        exact = total / jnp.where(close, difference, 1)
+        return jnp.where(close, exact, 1 - self.weights)
+
+    def log_softmax(self) -> Pair:
+        """`operand - logsumexp(operand)`."""
+        axes, dtype = self.axes, self.pair.r.dtype
+
+        def others(weights, tangent):
+            own = weights[0] * tangent
+            return weights[1] * tangent - (own.sum(axes, keepdims=True) - own)
+
+        return secant(
+            self.log_p.astype(dtype),
+            self.log_p0.astype(dtype),
+            (others, (self.weights, self.left_over()), self.pair),
+        )
 
 
 @lazy
@@ -80,7 +148,7 @@ def softmax_or_divide(step: Step, numerator: Any, denominator: Any) -> Varying:
     powers = _sum_of_powers(step.context, denominator)
     if powers is None or powers.exponentials is not _back(step.context, numerator):
         return elementwise(step, numerator, denominator)
-    return _exp_of(step, _minus_logsumexp(powers))
+    return _exp_of(step, _LogSumExp(powers).log_softmax())
 
 
 @lazy
@@ -90,7 +158,7 @@ def log_softmax_or_subtract(step: Step, left: Any, right: Any) -> Varying:
     powers = origin and _sum_of_powers(step.context, origin.operands[0])
     if not powers or powers.shifted is not left:
         return elementwise(step, left, right)
-    return _minus_logsumexp(powers)
+    return _LogSumExp(powers).log_softmax()
 
 
 @lazy
@@ -99,7 +167,7 @@ def logsumexp_or_log(step: Step, operand: Any) -> Varying:
     powers = _sum_of_powers(step.context, operand)
     if powers is None:
         return elementwise(step, operand)
-    total = logsumexp(pair_of(powers.operand), powers.axes)
+    total = _LogSumExp(powers).alone()
     if powers.shift is not None:
         total = _difference(total, settle(powers.shift))
     return Pair(*(v.reshape(step.out_shape) for v in (total.x, total.r)))
@@ -110,9 +178,13 @@ def freeze(step: Step, operand: Varying) -> Any:
     """stop_gradient: the value at the input, in both evaluations.
 
     A stopped maximum, as hand-written softmax has it, is the larger of its two values,
-    so that neither evaluation overflows.
+    so that neither evaluation overflows. A step function (round) has no gradient to
+    stop: it stays what it is, and range reduction by it is right at both points.
     """
-    x, r = piece_of(operand).values[:2]
+    piece = piece_of(operand)
+    if all(slope is None for slope in piece.slopes):
+        return operand
+    x, r = piece.values[:2]
     larger = _is_maximum(step.context, operand)
     return lax.stop_gradient(jnp.maximum(x, r) if larger else x)
 
@@ -129,26 +201,25 @@ def _is_maximum(context: Context, value: Any) -> bool:
     )
 
 
-def _minus_logsumexp(powers: _Powers) -> Pair:
-    operand = pair_of(powers.operand)
-    return _difference(operand, logsumexp(operand, powers.axes))
-
-
 def _exp_of(step: Step, root: Pair) -> Piece:
-    values = [lax.exp(point).astype(step.out_dtype) for point in root.points]
-    ends = [[wide(root.points[k]) for k in interval] for interval in root.intervals]
-    return Piece(root, values, [DIFFERENCES[P.exp_p][0](a, b) for a, b in ends], 1)
+    piece = Piece.identity(root)
+    values = [lax.exp(point).astype(step.out_dtype) for point in piece.points]
+    ends = [[wide(piece.points[k]) for k in interval] for interval in root.intervals]
+    return piece.extended(values, [DIFFERENCES[P.exp_p][0](a, b) for a, b in ends], 1)
 
 
 class _Powers:
-    """`sum(exponentials, axes)`, `exponentials = exp(shifted)`, `shifted = operand - shift`."""
+    """`sum(factors * exponentials, axes)`, `exponentials = exp(operand - shift)`.
 
-    def __init__(self, context: Context, exponentials: Any, axes: tuple[int, ...]):
-        self.exponentials, self.axes = exponentials, axes
+    `factors` are fixed (logsumexp's `b`, the mask of a masked softmax), or None for 1.
+    """
+
+    def __init__(self, context: Context, exponentials: Any, axes, factors):
+        self.exponentials, self.axes, self.factors = exponentials, axes, factors
         self.shifted = context.origin(exponentials).operands[0]
         self.operand, self.shift = self.shifted, None
         difference = _origin(context, self.shifted, P.sub_p, through=())
-        if difference and isinstance(difference.operands[0], Varying):
+        if difference:
             operand, shift = difference.operands
             if shape_of(operand) == shape_of(self.shifted) and all(
                 _constant_along(context, shift, axis, len(shape_of(operand)))
@@ -173,18 +244,41 @@ def _sum_of_powers(context: Context, value: Any) -> _Powers | None:
     total = _origin(context, value, P.reduce_sum_p)
     if total is None:
         return None
-    exponentials = _back(context, total.operands[0])
+    exponentials, factors = _factors(context, _back(context, total.operands[0]))
     origin = context.origin(exponentials)
     if origin is None or origin.eqn.primitive is not P.exp_p:
         return None
     axes = total.eqn.params["axes"]
-    kept = tuple(
-        1 if k in axes else n for k, n in enumerate(shape_of(exponentials))
-    )
+    kept = tuple(1 if k in axes else n for k, n in enumerate(shape_of(exponentials)))
     squeezed = tuple(n for k, n in enumerate(kept) if k not in axes)
     if shape_of(value) not in (kept, squeezed, shape_of(exponentials)):
         return None
-    return _Powers(context, exponentials, axes)
+    return _Powers(context, exponentials, axes, factors)
+
+
+def _factors(context: Context, value: Any) -> tuple[Any, Any]:
+    """A value as (exponentials, fixed factors), where it is a masked one or a product."""
+    origin = context.origin(value)
+    if origin is None or isinstance(value, core.Var):
+        return value, None
+    if origin.eqn.primitive is P.mul_p:
+        u, v = origin.operands
+        fixed = [not isinstance(o, Varying) for o in (u, v)]
+        return (v, u) if fixed[0] else (u, v) if fixed[1] else (value, None)
+    if origin.eqn.primitive is P.select_n_p and len(origin.operands) == 3:
+        predicate, first, second = origin.operands
+        if not isinstance(predicate, Varying) and is_discrete(predicate):
+            if _is_zero(context, first):
+                return _back(context, second), predicate
+            if _is_zero(context, second):
+                return _back(context, first), jnp.logical_not(predicate)
+    return value, None
+
+
+def _is_zero(context: Context, value: Any) -> bool:
+    value = _back(context, value, _RESHAPES)
+    is_literal = not isinstance(value, jax.Array | Varying | core.Var)
+    return is_literal and not np.any(np.asarray(value))
 
 
 def _back(context: Context, value: Any, through=(P.convert_element_type_p,)) -> Any:
@@ -212,3 +306,78 @@ def _difference(left: Pair, right: Any) -> Pair:
         return jnp.reshape(array, left.r.shape) if small else array
 
     return Pair(left.x - side(at_input(right)), left.r - side(at_reference(right)))
+
+
+# ------------------------------------------------------- without the last activation
+
+
+class _Producers:
+    """The origins of a jaxpr's variables, for the recognition above."""
+
+    def __init__(self, jaxpr: core.Jaxpr):
+        self.by_variable = {
+            variable: Origin(variable, eqn, eqn.invars)
+            for eqn in jaxpr.eqns
+            for variable in eqn.outvars
+        }
+
+    def origin(self, atom: Any) -> Origin | None:
+        """The equation that makes a variable."""
+        literal = isinstance(atom, core.Literal)
+        return None if literal else self.by_variable.get(atom)
+
+
+def without_last_activation(
+    jaxpr: core.Jaxpr, consts: Sequence, operands: Sequence
+) -> list:
+    """The outputs of a jaxpr, the activation before the first one left out."""
+    producers = _Producers(jaxpr)
+    shapes = (*_RESHAPES, P.copy_p, P.transpose_p, P.slice_p)
+    last = producers.origin(_back(producers, jaxpr.outvars[0], through=shapes))
+    before = last and _activated(producers, last.value)
+    body = last and next(
+        (last.eqn.params[k] for k in ("jaxpr", "call_jaxpr") if k in last.eqn.params),
+        None,
+    )
+    if before is None and body is None:
+        raise ValueError(
+            "the function ends in none of softmax, log_softmax, sigmoid and tanh, but "
+            f"in {last.eqn.primitive.name if last else 'an input'}: it is its own "
+            "pre-activation"
+        )
+
+    env = dict(zip(jaxpr.constvars, consts, strict=True))
+    env |= zip(jaxpr.invars, operands, strict=True)
+
+    def read(atom):
+        return atom.val if isinstance(atom, core.Literal) else env[atom]
+
+    for eqn in jaxpr.eqns:
+        with _compat.context_of(eqn):
+            values = [read(atom) for atom in eqn.invars]
+            if eqn is not last.eqn:
+                outputs = _compat.bind(eqn.primitive, eqn.params, *values)
+            elif before is not None:
+                outputs = [read(before)]
+            else:
+                outputs = without_last_activation(*_compat.open_jaxpr(body), values)
+        env |= zip(eqn.outvars, outputs, strict=True)
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _activated(producers: _Producers, variable: core.Var) -> Any:
+    """What a variable is the sigmoid, tanh, softmax or log_softmax of, or None."""
+    origin = producers.origin(variable)
+    first, *others = origin.operands or (None,)
+    if origin.eqn.primitive in (P.logistic_p, P.tanh_p):
+        return first
+    if origin.eqn.primitive is P.div_p:
+        powers = _sum_of_powers(producers, others[0])
+        if powers and powers.exponentials is _back(producers, first):
+            return powers.operand
+    if origin.eqn.primitive is P.sub_p:
+        logarithm = _origin(producers, others[0], P.log_p)
+        powers = logarithm and _sum_of_powers(producers, logarithm.operands[0])
+        if powers and powers.shifted is first:
+            return powers.operand
+    return None

@@ -15,12 +15,20 @@ _LINEAR = existing(
     "broadcast_in_dim", "reshape", "squeeze", "transpose", "rev", "pad", "concatenate", "slice",
     "split", "stack", "unstack", "tile", "reduce_sum", "cumsum", "reduce_window_sum", "fft",
     "real", "imag", "complex", "conj", "add_jaxvals", "device_put", "sharding_constraint",
-    "optimization_barrier", "select_and_scatter_add", "copy", "psum", "all_gather", "all_to_all", "ppermute",
+    "optimization_barrier", "select_and_scatter_add", "psum", "psum_invariant",
+    "all_gather", "all_gather_invariant", "all_to_all", "ppermute", "reduce_scatter", "pvary", "reshard",
+)
+_PATH = existing(
+    "reduce_prod", "cumprod", "cummax", "cummin", "cumlogsumexp", "cholesky", "eigh", "eig", "lu", "qr", "svd",
+    "triangular_solve", "tridiagonal_solve", "linear_solve", "scatter_mul", "scatter_max", "scatter_min",
+    "igamma", "igammac", "regularized_incomplete_beta", "polygamma", "zeta", "random_gamma", "sort", "top_k",
+    "reduce", "reduce_window", "schur", "ragged_dot_general",
 )
 _ELEMENTWISE = {*DIFFERENCES, *STEPS}
 
 STRUCTURE = {
     **dict.fromkeys(existing("jit", "closed_call", "call", "custom_vjp_call"), _control.call),
+    **dict.fromkeys(existing("call_hi_primitive"), _control.expanded),
     P.custom_jvp_call_p: _control.custom_jvp,
     P.remat_p:           _control.remat,
     P.scan_p:            _control.scan,
@@ -33,6 +41,7 @@ STRUCTURE = {
 }
 
 RESCALE = table(
+    dict.fromkeys(_PATH, _rules.path),
     dict.fromkeys(_ELEMENTWISE, _rules.elementwise),
     dict.fromkeys(_LINEAR, linear),
     dict.fromkeys(existing("dot_general", "conv_general_dilated"), _rules.bilinear),

@@ -14,6 +14,7 @@ from jax import lax
 
 from jaxlift import _compat
 from jaxlift._interpret import Context, Rules, interpret, tags_of
+from jaxlift._softmax import without_last_activation
 from jaxlift._tables import GRADIENT, RESCALE
 from jaxlift._values import Pair, pair_of, settle
 
@@ -275,8 +276,9 @@ def integrated_gradients(
         difference = jax.tree.map(jnp.subtract, x, reference)
 
         def gradient(t):
-            point = jax.tree.map(lambda r, d: r + t.astype(d.dtype) * d, reference,
-                                 difference)
+            point = jax.tree.map(
+                lambda r, d: r + t.astype(d.dtype) * d, reference, difference
+            )
             moved = _replaced(args, numbers, point)
             at = point if not isinstance(argnums, int) else point[0]
             return slope(*moved, at, **kwargs)
@@ -332,6 +334,42 @@ def intermediate(f: Callable, name: str) -> Callable:
         return context.found[name]
 
     return tagged
+
+
+def pre_activation(f: Callable) -> Callable:
+    """`f` without its final softmax, log_softmax, sigmoid or tanh.
+
+    Explaining a probability mixes in how saturated it is; the field explains the
+    value before it (Shrikumar et al. 2017, section 3.6).
+
+    Args:
+      f: a JAX function that ends in one of these, perhaps followed by a reshape.
+
+    Returns:
+      A function of the same arguments with the value before as its output.
+
+    Raises:
+      ValueError: while tracing, if `f` ends in none of them.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxlift
+      >>> jaxlift.pre_activation(lambda x: jax.nn.softmax(2 * x))(jnp.ones(2))
+      Array([2., 2.], dtype=float32)
+    """
+    _check_callable(f)
+
+    @functools.wraps(f, updated=())
+    def before(*args: Any, **kwargs: Any) -> Any:
+        leaves, tree = jax.tree.flatten((args, kwargs))
+        closed, shape = jax.make_jaxpr(
+            lambda leaves: _call(f, tree, leaves), return_shape=True
+        )(leaves)
+        outputs = without_last_activation(*_compat.open_jaxpr(closed), leaves)
+        return jax.tree.unflatten(jax.tree.structure(shape), outputs)
+
+    return before
 
 
 def _call(f: Callable, tree: Any, leaves: Sequence) -> Any:
@@ -407,7 +445,9 @@ def _explain(f, argnums, rules, target, at, has_aux, *, contributions) -> Callab
         if names:
             result = by_tag
             if contributions:
-                result = {k: m * (points[k][0] - points[k][1]) for k, m in by_tag.items()}
+                result = {
+                    k: m * (points[k][0] - points[k][1]) for k, m in by_tag.items()
+                }
             result = result[at] if isinstance(at, str) else result
         else:
             result = by_input
@@ -619,7 +659,9 @@ def _pick(index: tuple[int, ...], output: Any) -> Any:
     if len(index) > len(shape) or any(
         not -n <= k < n for k, n in zip(index, shape, strict=False)
     ):
-        raise ValueError(f"target {index} is out of range for an output of shape {shape}")
+        raise ValueError(
+            f"target {index} is out of range for an output of shape {shape}"
+        )
     return output[index]
 
 

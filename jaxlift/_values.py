@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend import core
 from jax.tree_util import Partial
 
 from jaxlift._differences import quotient, wide
@@ -39,7 +40,8 @@ def attach(value: Array, tangent_map: Partial, sources: Sequence[Array]) -> Arra
 @attach.defjvp
 def _attach_jvp(primals, tangents):
     value, tangent_map, _ = primals
-    return value, tangent_map(*tangents[2]).astype(value.dtype)
+    tangent = tangent_map(*tangents[2])
+    return value, jax.tree.map(lambda t, v: t.astype(v.dtype), tangent, value)
 
 
 def is_discrete(value: Any) -> bool:
@@ -73,7 +75,7 @@ class Pair(Varying):
         """The array that carries the tangent."""
         return self.x if self.carrier is None else self.carrier
 
-    @functools.cached_property
+    @property
     def value(self) -> Array:
         """The value at the input, its tangent stopped."""
         return lax.stop_gradient(self.x)
@@ -91,12 +93,17 @@ class Pair(Varying):
 def pair_of(value: Any) -> Pair:
     """A pair; a fixed value is the same at both points."""
     value = settle(value)
-    return value if isinstance(value, Pair) else Pair(value, value, number(value))
+    return value if isinstance(value, Pair) else still(value, value)
 
 
-def number(value: Any) -> Array | None:
-    """A discrete fixed value as a float that carries no tangent."""
-    return lax.stop_gradient(jnp.asarray(value, float)) if is_discrete(value) else None
+def still(x: Array, r: Array) -> Pair:
+    """A pair that nothing flows through: its input side carries no tangent."""
+    return Pair(x, r, number(x) if is_discrete(x) else None)
+
+
+def number(value: Any) -> Array:
+    """A value as a float: of a boolean or an integer the same number, no tangent."""
+    return lax.stop_gradient(jnp.asarray(value, float)) if is_discrete(value) else value
 
 
 def at_input(operand: Any) -> Array:
@@ -123,18 +130,18 @@ def _total(maps: Sequence[Callable], weights: Sequence[Any], *tangents: Array) -
     return sum(m(w, t) for m, w, t in zip(maps, weights, tangents, strict=True))
 
 
-def secant(
-    value: Array, reference: Array, *terms: tuple[Callable, Any, Pair]
-) -> Pair:
+def secant(value: Array, reference: Array, *terms: tuple[Callable, Any, Pair]) -> Pair:
     """The pair (value, reference) with tangent `sum(map(weight, tangent of operand))`.
 
     Each term is `(map, weight, operand)`, `map` linear in the tangent and in the
     weight. Completeness is the terms' business:
     `sum(map(weight, operand.x - operand.r)) == value - reference`.
     """
+    if not terms:
+        return still(value, reference)
     maps, weights, operands = zip(*terms, strict=True)
     # An output narrower than float32 stores slopes of its own width.
-    weights = [_narrow(weight, value) for weight in weights]
+    weights = jax.tree.map(lambda weight: _narrow(weight, value), list(weights))
     sources = [operand.source for operand in operands]
     tangent_map = Partial(functools.partial(_total, maps), weights)
     if is_discrete(value):
@@ -146,7 +153,7 @@ def secant(
 def _narrow(weight: Any, value: Array) -> Any:
     if isinstance(weight, (int, float)) or is_discrete(value) or is_discrete(weight):
         return weight
-    return weight.astype(value.dtype)
+    return weight if jnp.iscomplexobj(weight) else weight.astype(value.dtype)
 
 
 class Piece(Varying):
@@ -160,21 +167,34 @@ class Piece(Varying):
     differencing: values and differences are carried together, as duals are.)
     """
 
-    def __init__(self, root, values: Sequence, slopes: Sequence[Slope], order: int):
-        self.root, self.values, self.slopes, self.order = root, values, slopes, order
+    def __init__(
+        self,
+        root: Pair,
+        points: Sequence[Array],
+        values: Sequence[Array],
+        slopes: Sequence[Slope],
+        order: int,
+    ):
+        self.root, self.points, self.values = root, points, values
+        self.slopes, self.order = slopes, order
 
     @classmethod
     def identity(cls, root: Pair) -> Piece:
         """The function that returns its root."""
-        return cls(root, root.points, [1.0] * len(root.intervals), 0)
+        points = root.points
+        return cls(root, points, points, [1.0] * len(root.intervals), 0)
+
+    def extended(self, values: Sequence, slopes: Sequence[Slope], order: int) -> Piece:
+        """Another function of the same root."""
+        return Piece(self.root, self.points, values, slopes, order)
 
     def slope(self, k: int) -> Slope:
         """The divided difference over the root's interval `k`, as a number."""
         i, j = self.root.intervals[k]
-        a, b = (wide(_as_float(self.root.points[n], self.root.source)) for n in (i, j))
+        a, b = (wide(number(self.points[n])) for n in (i, j))
         fa, fb = self.values[i], self.values[j]
         if self.slopes[k] is None:
-            return quotient(_as_float(fa, a), _as_float(fb, a), a, b, 0.0)
+            return quotient(number(fa), number(fb), a, b, 0.0)
         return self.slopes[k]
 
     def _best_slope(self, k: int) -> Slope:
@@ -187,7 +207,7 @@ class Piece(Varying):
         """
         slope = self.slope(k)
         i, j = self.root.intervals[k]
-        a, b, fa, fb = (v[n] for v in (self.root.points, self.values) for n in (i, j))
+        a, b, fa, fb = (v[n] for v in (self.points, self.values) for n in (i, j))
         if self.order < 2 or fa.dtype != wide(fa).dtype or a.dtype != wide(a).dtype:
             return slope
 
@@ -204,10 +224,6 @@ class Piece(Varying):
         return self.root.close(self.values, slopes)
 
 
-def _as_float(value: Array, like: Array) -> Array:
-    return value.astype(like.dtype) if is_discrete(value) else value
-
-
 def settle(operand: Any) -> Any:
     """A fixed array or a pair: a lazy activation is made into one."""
     return operand.pair if isinstance(operand, Piece) else operand
@@ -219,7 +235,9 @@ def piece_of(operand: Varying) -> Piece:
 
 
 def shape_of(operand: Any) -> tuple[int, ...]:
-    """The shape of a fixed array or a varying value."""
+    """The shape of a fixed array, a varying value or a variable."""
     if isinstance(operand, Piece):
         return jnp.shape(operand.values[0])
+    if isinstance(operand, core.Var):
+        return operand.aval.shape
     return jnp.shape(operand.x if isinstance(operand, Pair) else operand)

@@ -1,0 +1,16 @@
+"""Shared by all tests: 8 simulated devices, helpers, and where the oracles lie."""
+
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import jax
+import pytest
+
+
+@pytest.fixture
+def x64():
+    """Run a test with 64-bit types."""
+    with jax.enable_x64(True):
+        yield
