@@ -1,10 +1,10 @@
 """jaxlift: DeepLIFT for any JAX function, as a transform."""
 
+from jaxlift._arguments import ReferenceMismatchError as ReferenceMismatchError
 from jaxlift._interpret import UnsupportedPrimitiveError as UnsupportedPrimitiveError
 from jaxlift._tables import GRADIENT as GRADIENT
 from jaxlift._tables import RESCALE as RESCALE
 from jaxlift._tables import WINNER_AT_INPUT as WINNER_AT_INPUT
-from jaxlift._transforms import ReferenceMismatchError as ReferenceMismatchError
 from jaxlift._transforms import deeplift as deeplift
 from jaxlift._transforms import deeplift_shap as deeplift_shap
 from jaxlift._transforms import integrated_gradients as integrated_gradients

@@ -74,7 +74,7 @@ def source_line(eqn: core.JaxprEqn) -> str:
 
 
 def expansion(eqn: core.JaxprEqn) -> core.ClosedJaxpr:
-    """What a high-level primitive (searchsorted and others from 0.11 on) consists of."""
+    """What a high-level primitive (searchsorted, from 0.11 on) consists of."""
     (high,) = (v for v in eqn.params.values() if hasattr(v, "expand"))
 
     def expand(*leaves):

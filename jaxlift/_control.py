@@ -115,7 +115,7 @@ def _own_slopes(step: Step, operands: Sequence, outputs: Sequence[Piece]) -> lis
 
 
 def _own_derivative(step: Step, operands: Sequence) -> list:
-    """The same for a function that is not elementwise, by a branch on its whole input."""
+    """The same where it is not elementwise: a branch on the whole input."""
     players = [
         k for k, o in enumerate(operands) if isinstance(o, Pair) and o.carrier is None
     ]
@@ -128,7 +128,9 @@ def _own_derivative(step: Step, operands: Sequence) -> list:
 
     def body(*xs):
         pairs = [Pair(x, operands[k].r) for k, x in zip(players, xs, strict=True)]
-        outputs = _walk(step.context, step.params["call_jaxpr"], filled(pairs).values())
+        outputs = _walk(
+            step.context, step.params["call_jaxpr"], list(filled(pairs).values())
+        )
         return [pair_of(output).x for output in outputs]
 
     points = [operands[k].points for k in players]
@@ -223,7 +225,8 @@ def cond(step: Step, index: Any, *operands: Any) -> list:
 
     varies = [isinstance(operand, Varying) for operand in operands]
     jaxprs = [_compat.open_jaxpr(branch)[0] for branch in branches]
-    moving = [any(row) for row in zip(*(depends(j, varies) for j in jaxprs))]
+    rows = [depends(jaxpr, varies) for jaxpr in jaxprs]
+    moving = [any(row) for row in zip(*rows, strict=True)]
 
     def walked(branch):
         def function(*operands):

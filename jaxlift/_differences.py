@@ -480,7 +480,7 @@ _betainc = _smooth(lambda x, p, q: lax.betainc(p, q, x), _betainc_reach)
 # "slope": to the larger of D and the end slopes, where D passes through zero;
 # "value": to D + |p(a)| + |p(b)|; "own": that is the error of JAX's own p or p'.
 # fmt: off
-DIFFERENCES: dict[Primitive, tuple[Callable | None, ...]] = {
+DIFFERENCES: dict[Primitive, tuple] = {
     P.exp_p:                  (_exp,),                                          # 4
     P.exp2_p:                 (_exp2,),                                         # 60, 1000 own
     P.expm1_p:                (_exp,),                                          # 4

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from jax.extend import core
 
@@ -43,7 +43,7 @@ def table(*rules: Rules) -> Rules:
 
 def lazy(rule: Rule) -> Rule:
     """Mark a rule that takes lazy activations as they are, not made into pairs."""
-    rule.lazy = True  # type: ignore[attr-defined]
+    rule.lazy = True  # pyright: ignore[reportFunctionMemberAccess]
     return rule
 
 
@@ -67,12 +67,12 @@ class Step:
     @property
     def out_shape(self) -> tuple[int, ...]:
         """The shape of the equation's first output."""
-        return self.eqn.outvars[0].aval.shape
+        return self.eqn.outvars[0].aval.shape  # pyright: ignore
 
     @property
     def out_dtype(self) -> Any:
         """The dtype of the equation's first output."""
-        return self.eqn.outvars[0].aval.dtype
+        return self.eqn.outvars[0].aval.dtype  # pyright: ignore
 
     def bind(self, *operands: Any) -> Any:
         """The equation evaluated at these arrays: its output, or list of outputs."""
@@ -115,6 +115,13 @@ class Context:
     def origin(self, value: Any) -> Origin | None:
         """The equation that made a value, if it is one of those remembered."""
         return self.origins.get(id(value))
+
+
+class Origins(Protocol):
+    """What knows how values came about."""
+
+    def origin(self, value: Any) -> Origin | None:
+        """The equation that made a value, or None."""
 
 
 @dataclasses.dataclass(frozen=True)

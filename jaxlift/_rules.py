@@ -208,15 +208,15 @@ def elementwise(step: Step, *operands: Any) -> Varying:
     """
     if any(_is_complex(o) for o in operands if isinstance(o, Varying)):
         return _complex(step, *map(settle, operands))
-    operands = _one_shape(step, operands)
-    if one_root(operands):
-        return extend(step, operands)
-    operands = [settle(operand) for operand in operands]
+    players = _one_shape(step, operands)
+    if one_root(players):
+        return extend(step, players)
+    players = [settle(player) for player in players]
     if step.primitive in COMPARISONS:
-        return _compare(step, *operands)
-    if step.primitive in LINEAR and not is_discrete(stopped(operands[0])):
-        return linear(step, *operands)
-    return _players(step, operands)
+        return _compare(step, *players)
+    if step.primitive in LINEAR and not is_discrete(stopped(players[0])):
+        return linear(step, *players)
+    return _players(step, players)
 
 
 def _is_complex(operand: Varying) -> bool:
@@ -335,7 +335,7 @@ def _partial(step: Step, player: int, a: Any, b: Any, rest: list) -> Any:
         return step.bind(*rest[:player], point, *rest[player:])
 
     # Integers and booleans: values are exact and so is their quotient.
-    return quotient(*(number(v) for v in (value(a), value(b), a, b)), 0.0)
+    return quotient(number(value(a)), number(value(b)), number(a), number(b), 0.0)
 
 
 def _compare(step: Step, u: Any, v: Any) -> Piece:
@@ -372,10 +372,10 @@ def select(step: Step, predicate: Any, *cases: Any) -> Varying:
     shapes = {shape_of(o) for o in (predicate, *cases) if isinstance(o, Varying)}
     if one_root((predicate, *cases)) and shapes == {step.out_shape}:
         return _select_piece(step, predicate, cases)
-    predicate, *cases = (settle(operand) for operand in (predicate, *cases))
+    predicate, settled = settle(predicate), [settle(case) for case in cases]
     if not isinstance(predicate, Pair):
-        return linear(step, predicate, *cases, indices=(0,))
-    return choose(predicate, cases, step.bind)
+        return linear(step, predicate, *settled, indices=(0,))
+    return choose(predicate, settled, step.bind)
 
 
 def _select_piece(step: Step, predicate: Any, cases: Sequence) -> Piece:

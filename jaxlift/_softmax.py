@@ -23,7 +23,6 @@ and at `x = r` this is the softmax, the derivative.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -33,9 +32,8 @@ from jax import lax
 from jax.extend import core
 from jax.extend.core import primitives as P
 
-from jaxlift import _compat
 from jaxlift._differences import DIFFERENCES, wide
-from jaxlift._interpret import Context, Origin, Step, lazy
+from jaxlift._interpret import Origins, Step, lazy
 from jaxlift._rules import elementwise
 from jaxlift._values import (
     Pair,
@@ -51,7 +49,7 @@ from jaxlift._values import (
     shape_of,
 )
 
-_RESHAPES = (P.broadcast_in_dim_p, P.reshape_p, P.squeeze_p, P.convert_element_type_p)
+RESHAPES = (P.broadcast_in_dim_p, P.reshape_p, P.squeeze_p, P.convert_element_type_p)
 
 
 def _decay(a, b):
@@ -62,7 +60,7 @@ def _decay(a, b):
 class _LogSumExp:
     """`log |sum(factors * exp(operand))|` at both points, and its multipliers `M`."""
 
-    def __init__(self, powers: _Powers):
+    def __init__(self, powers: Powers):
         pair, self.axes, factors = pair_of(powers.operand), powers.axes, powers.factors
 
         def finite_max(v):
@@ -91,8 +89,8 @@ class _LogSumExp:
         self.top = jnp.where(top == -jnp.inf, 0, top)
         self.factors = 1.0 if factors is None else factors * self.sign
         self.spread = _decay(self.log_s, self.log_s0)
-        powers = jnp.exp(jnp.maximum(x, r) - self.top) * _decay(x, r)
-        self.weights = self.factors * powers / self.spread
+        power = jnp.exp(jnp.maximum(x, r) - self.top) * _decay(x, r)
+        self.weights = self.factors * power / self.spread
 
     def alone(self) -> Pair:
         """logsumexp, the axes kept with size 1."""
@@ -142,11 +140,25 @@ class _LogSumExp:
         )
 
 
+def softmax_of(origins: Origins, numerator: Any, denominator: Any) -> Powers | None:
+    """`exp(s) / sum(exp(s))`, recognised."""
+    powers = sum_of_powers(origins, denominator)
+    same = powers and powers.exponentials is back(origins, numerator)
+    return powers if same else None
+
+
+def log_softmax_of(origins: Origins, left: Any, right: Any) -> Powers | None:
+    """`s - log(sum(exp(s)))`, recognised."""
+    logarithm = _origin(origins, right, P.log_p)
+    powers = logarithm and sum_of_powers(origins, logarithm.operands[0])
+    return powers if powers and powers.shifted is left else None
+
+
 @lazy
 def softmax_or_divide(step: Step, numerator: Any, denominator: Any) -> Varying:
     """`exp(s) / sum(exp(s))`, or any other division."""
-    powers = _sum_of_powers(step.context, denominator)
-    if powers is None or powers.exponentials is not _back(step.context, numerator):
+    powers = softmax_of(step.context, numerator, denominator)
+    if powers is None:
         return elementwise(step, numerator, denominator)
     return _exp_of(step, _LogSumExp(powers).log_softmax())
 
@@ -154,9 +166,8 @@ def softmax_or_divide(step: Step, numerator: Any, denominator: Any) -> Varying:
 @lazy
 def log_softmax_or_subtract(step: Step, left: Any, right: Any) -> Varying:
     """`s - log(sum(exp(s)))`, or any other difference."""
-    origin = _origin(step.context, right, P.log_p)
-    powers = origin and _sum_of_powers(step.context, origin.operands[0])
-    if not powers or powers.shifted is not left:
+    powers = log_softmax_of(step.context, left, right)
+    if powers is None:
         return elementwise(step, left, right)
     return _LogSumExp(powers).log_softmax()
 
@@ -164,7 +175,7 @@ def log_softmax_or_subtract(step: Step, left: Any, right: Any) -> Varying:
 @lazy
 def logsumexp_or_log(step: Step, operand: Any) -> Varying:
     """`log(sum(exp(s)))`, or any other logarithm."""
-    powers = _sum_of_powers(step.context, operand)
+    powers = sum_of_powers(step.context, operand)
     if powers is None:
         return elementwise(step, operand)
     total = _LogSumExp(powers).alone()
@@ -189,15 +200,15 @@ def freeze(step: Step, operand: Varying) -> Any:
     return lax.stop_gradient(jnp.maximum(x, r) if larger else x)
 
 
-def _is_maximum(context: Context, value: Any) -> bool:
-    origin = context.origin(value)
+def _is_maximum(origins: Origins, value: Any) -> bool:
+    origin = origins.origin(value)
     if origin is None:
         return False
     if origin.eqn.primitive is P.reduce_max_p:
         return True
-    through = (*_RESHAPES, P.max_p, P.select_n_p, P.stop_gradient_p)
+    through = (*RESHAPES, P.max_p, P.select_n_p, P.stop_gradient_p)
     return origin.eqn.primitive in through and any(
-        _is_maximum(context, operand) for operand in origin.operands
+        _is_maximum(origins, operand) for operand in origin.operands
     )
 
 
@@ -208,31 +219,33 @@ def _exp_of(step: Step, root: Pair) -> Piece:
     return piece.extended(values, [DIFFERENCES[P.exp_p][0](a, b) for a, b in ends], 1)
 
 
-class _Powers:
+class Powers:
     """`sum(factors * exponentials, axes)`, `exponentials = exp(operand - shift)`.
 
     `factors` are fixed (logsumexp's `b`, the mask of a masked softmax), or None for 1.
     """
 
-    def __init__(self, context: Context, exponentials: Any, axes, factors):
-        self.exponentials, self.axes, self.factors = exponentials, axes, factors
-        self.shifted = context.origin(exponentials).operands[0]
+    def __init__(
+        self, origins: Origins, exponentials: Any, shifted: Any, axes, factors
+    ):
+        self.exponentials, self.shifted = exponentials, shifted
+        self.axes, self.factors = axes, factors
         self.operand, self.shift = self.shifted, None
-        difference = _origin(context, self.shifted, P.sub_p, through=())
+        difference = _origin(origins, self.shifted, P.sub_p, through=())
         if difference:
             operand, shift = difference.operands
             if shape_of(operand) == shape_of(self.shifted) and all(
-                _constant_along(context, shift, axis, len(shape_of(operand)))
+                _constant_along(origins, shift, axis, len(shape_of(operand)))
                 for axis in axes
             ):
                 self.operand, self.shift = operand, shift
 
 
-def _constant_along(context: Context, value: Any, axis: int, rank: int) -> bool:
+def _constant_along(origins: Origins, value: Any, axis: int, rank: int) -> bool:
     shape = shape_of(value)
     if not shape or (len(shape) == rank and shape[axis] == 1):
         return True
-    origin = context.origin(value)
+    origin = origins.origin(value)
     return (
         origin is not None
         and origin.eqn.primitive is P.broadcast_in_dim_p
@@ -240,12 +253,12 @@ def _constant_along(context: Context, value: Any, axis: int, rank: int) -> bool:
     )
 
 
-def _sum_of_powers(context: Context, value: Any) -> _Powers | None:
-    total = _origin(context, value, P.reduce_sum_p)
+def sum_of_powers(origins: Origins, value: Any) -> Powers | None:
+    total = _origin(origins, value, P.reduce_sum_p)
     if total is None:
         return None
-    exponentials, factors = _factors(context, _back(context, total.operands[0]))
-    origin = context.origin(exponentials)
+    exponentials, factors = _factors(origins, back(origins, total.operands[0]))
+    origin = origins.origin(exponentials)
     if origin is None or origin.eqn.primitive is not P.exp_p:
         return None
     axes = total.eqn.params["axes"]
@@ -253,12 +266,12 @@ def _sum_of_powers(context: Context, value: Any) -> _Powers | None:
     squeezed = tuple(n for k, n in enumerate(kept) if k not in axes)
     if shape_of(value) not in (kept, squeezed, shape_of(exponentials)):
         return None
-    return _Powers(context, exponentials, axes, factors)
+    return Powers(origins, exponentials, origin.operands[0], axes, factors)
 
 
-def _factors(context: Context, value: Any) -> tuple[Any, Any]:
-    """A value as (exponentials, fixed factors), where it is a masked one or a product."""
-    origin = context.origin(value)
+def _factors(origins: Origins, value: Any) -> tuple[Any, Any]:
+    """A value as (exponentials, fixed factors): a masked one, or a product."""
+    origin = origins.origin(value)
     if origin is None or isinstance(value, core.Var):
         return value, None
     if origin.eqn.primitive is P.mul_p:
@@ -268,33 +281,33 @@ def _factors(context: Context, value: Any) -> tuple[Any, Any]:
     if origin.eqn.primitive is P.select_n_p and len(origin.operands) == 3:
         predicate, first, second = origin.operands
         if not isinstance(predicate, Varying) and is_discrete(predicate):
-            if _is_zero(context, first):
-                return _back(context, second), predicate
-            if _is_zero(context, second):
-                return _back(context, first), jnp.logical_not(predicate)
+            if _is_zero(origins, first):
+                return back(origins, second), predicate
+            if _is_zero(origins, second):
+                return back(origins, first), jnp.logical_not(predicate)
     return value, None
 
 
-def _is_zero(context: Context, value: Any) -> bool:
-    value = _back(context, value, _RESHAPES)
+def _is_zero(origins: Origins, value: Any) -> bool:
+    value = back(origins, value, RESHAPES)
     is_literal = not isinstance(value, jax.Array | Varying | core.Var)
     return is_literal and not np.any(np.asarray(value))
 
 
-def _back(context: Context, value: Any, through=(P.convert_element_type_p,)) -> Any:
+def back(origins: Origins, value: Any, through=(P.convert_element_type_p,)) -> Any:
     """The value before the given kinds of equation."""
-    while (origin := context.origin(value)) and origin.eqn.primitive in through:
+    while (origin := origins.origin(value)) and origin.eqn.primitive in through:
         value = origin.operands[0]
     return value
 
 
 def _origin(
-    context: Context,
+    origins: Origins,
     value: Any,
     primitive: core.Primitive,
-    through=(*_RESHAPES, P.abs_p),
+    through=(*RESHAPES, P.abs_p),
 ):
-    origin = context.origin(_back(context, value, through))
+    origin = origins.origin(back(origins, value, through))
     return origin if origin and origin.eqn.primitive is primitive else None
 
 
@@ -306,78 +319,3 @@ def _difference(left: Pair, right: Any) -> Pair:
         return jnp.reshape(array, left.r.shape) if small else array
 
     return Pair(left.x - side(at_input(right)), left.r - side(at_reference(right)))
-
-
-# ------------------------------------------------------- without the last activation
-
-
-class _Producers:
-    """The origins of a jaxpr's variables, for the recognition above."""
-
-    def __init__(self, jaxpr: core.Jaxpr):
-        self.by_variable = {
-            variable: Origin(variable, eqn, eqn.invars)
-            for eqn in jaxpr.eqns
-            for variable in eqn.outvars
-        }
-
-    def origin(self, atom: Any) -> Origin | None:
-        """The equation that makes a variable."""
-        literal = isinstance(atom, core.Literal)
-        return None if literal else self.by_variable.get(atom)
-
-
-def without_last_activation(
-    jaxpr: core.Jaxpr, consts: Sequence, operands: Sequence
-) -> list:
-    """The outputs of a jaxpr, the activation before the first one left out."""
-    producers = _Producers(jaxpr)
-    shapes = (*_RESHAPES, P.copy_p, P.transpose_p, P.slice_p)
-    last = producers.origin(_back(producers, jaxpr.outvars[0], through=shapes))
-    before = last and _activated(producers, last.value)
-    body = last and next(
-        (last.eqn.params[k] for k in ("jaxpr", "call_jaxpr") if k in last.eqn.params),
-        None,
-    )
-    if before is None and body is None:
-        raise ValueError(
-            "the function ends in none of softmax, log_softmax, sigmoid and tanh, but "
-            f"in {last.eqn.primitive.name if last else 'an input'}: it is its own "
-            "pre-activation"
-        )
-
-    env = dict(zip(jaxpr.constvars, consts, strict=True))
-    env |= zip(jaxpr.invars, operands, strict=True)
-
-    def read(atom):
-        return atom.val if isinstance(atom, core.Literal) else env[atom]
-
-    for eqn in jaxpr.eqns:
-        with _compat.context_of(eqn):
-            values = [read(atom) for atom in eqn.invars]
-            if eqn is not last.eqn:
-                outputs = _compat.bind(eqn.primitive, eqn.params, *values)
-            elif before is not None:
-                outputs = [read(before)]
-            else:
-                outputs = without_last_activation(*_compat.open_jaxpr(body), values)
-        env |= zip(eqn.outvars, outputs, strict=True)
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def _activated(producers: _Producers, variable: core.Var) -> Any:
-    """What a variable is the sigmoid, tanh, softmax or log_softmax of, or None."""
-    origin = producers.origin(variable)
-    first, *others = origin.operands or (None,)
-    if origin.eqn.primitive in (P.logistic_p, P.tanh_p):
-        return first
-    if origin.eqn.primitive is P.div_p:
-        powers = _sum_of_powers(producers, others[0])
-        if powers and powers.exponentials is _back(producers, first):
-            return powers.operand
-    if origin.eqn.primitive is P.sub_p:
-        logarithm = _origin(producers, others[0], P.log_p)
-        powers = logarithm and _sum_of_powers(producers, logarithm.operands[0])
-        if powers and powers.shifted is first:
-            return powers.operand
-    return None

@@ -1,11 +1,11 @@
-"""The transforms: `deeplift` and its relatives, built on `vjp`."""
+"""The transforms: `deeplift` and its relatives, on one evaluation of two points."""
 
 from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +13,26 @@ import numpy as np
 from jax import lax
 
 from jaxlift import _compat
-from jaxlift._interpret import Context, Rules, interpret, tags_of
-from jaxlift._softmax import without_last_activation
+from jaxlift._arguments import (
+    Target,
+    Tree,
+    attributed,
+    check_callable,
+    check_tags,
+    count_references,
+    like,
+    numbers_of,
+    output_array,
+    positions_of,
+    replaced,
+    split_aux,
+    split_reference,
+    with_target,
+)
+from jaxlift._interpret import Context, Rules, interpret
+from jaxlift._pre_activation import without_last_activation
 from jaxlift._tables import GRADIENT, RESCALE
 from jaxlift._values import Pair, pair_of, settle
-
-Tree = Any
-Target = int | tuple[int, ...] | Callable | None
-
-
-class ReferenceMismatchError(ValueError):
-    """A reference whose tree, shape or dtype is not that of the attributed argument."""
 
 
 def deeplift(
@@ -140,22 +149,23 @@ def vjp(
       >>> import jax.numpy as jnp
       >>> import jaxlift
       >>> y, y0, pullback = jaxlift.vjp(jnp.tanh, jnp.float32(1.0), 0.0)
-      >>> float(pullback(jnp.float32(1.0))) == float(y - y0)
-      True
+      >>> abs(pullback(jnp.float32(1.0)) - (y - y0)) < 1e-6
+      Array(True, dtype=bool)
 
     Source: Shrikumar et al. 2017, equation 3 (the chain rule for multipliers).
     """
-    _check_callable(f)
-    reference = _like(reference, x, "x")
-    walk = _Walk(f, (x,), {}, has_aux, rules, ())
-    y, y_reference, aux, _, pullback = walk((0,), (reference,), {})
+    check_callable(f)
+    reference = like(reference, x, "x")
+    x = jax.tree.map(jnp.asarray, x)
+    result = _evaluate(f, (x,), {}, (0,), (reference,), rules, has_aux=has_aux)
+    y, pullback = result.y, result.pullback
 
     def to_multipliers(ct):
         (multiplier,), _ = pullback(jnp.broadcast_to(jnp.asarray(ct, y.dtype), y.shape))
         return multiplier
 
-    outputs = y, y_reference, jax.tree_util.Partial(to_multipliers)
-    return (*outputs, aux) if has_aux else outputs
+    outputs = y, result.y_reference, jax.tree_util.Partial(to_multipliers)
+    return (*outputs, result.aux) if has_aux else outputs
 
 
 def deeplift_shap(
@@ -172,7 +182,10 @@ def deeplift_shap(
     estimate of SHAP values.
 
     Args:
-      f, argnums, rules, target: as in `deeplift`.
+      f: as in `deeplift`.
+      argnums: as in `deeplift`.
+      rules: as in `deeplift`.
+      target: as in `deeplift`.
       batch_size: how many references are in flight at once; all of them by default.
         The mean is accumulated, so that memory does not grow with their number.
 
@@ -189,7 +202,7 @@ def deeplift_shap(
       >>> import jaxlift
       >>> references = jnp.array([[0.0, 0.0], [2.0, 0.0]])
       >>> jaxlift.deeplift_shap(jnp.prod)(jnp.array([1.0, 3.0]), references)
-      Array([0. , 3. ], dtype=float32)
+      Array([0., 3.], dtype=float32)
 
     Source: Lundberg and Lee, NeurIPS 2017 (arXiv 1705.07874), section 4.2.
     """
@@ -197,39 +210,32 @@ def deeplift_shap(
 
     @functools.wraps(f, updated=())
     def averaged(*args_and_references: Any, **kwargs: Any) -> Tree:
-        args, references = _split_reference(args_and_references)
-        count = _count_references(references)
+        args, references = split_reference(args_and_references)
+        count = count_references(references)
         size = count if batch_size is None else operator.index(batch_size)
         if size < 1:
             raise ValueError(f"batch_size must be at least 1, not {size}")
 
-        def one(reference):
-            return explain(*args, reference, **kwargs)
-
         def total(batch):
-            return jax.tree.map(lambda c: c.sum(0), jax.vmap(one)(batch))
+            each = jax.vmap(lambda reference: explain(*args, reference, **kwargs))(
+                batch
+            )
+            return jax.tree.map(lambda c: c.sum(0), each)
 
-        whole, rest = divmod(count, min(size, count))
-        if whole == 1 and not rest:
-            return jax.tree.map(lambda c: c / count, total(references))
+        def add(sums, batch):
+            return jax.tree.map(jnp.add, sums, total(batch)), None
 
-        def chunk(start, stop):
-            return jax.tree.map(lambda leaf: leaf[start:stop], references)
-
-        steps = jax.tree.map(
-            lambda leaf: leaf.reshape(whole, size, *leaf.shape[1:]),
-            chunk(0, whole * size),
+        # The rest of a division into equal batches comes first, or a whole batch.
+        first = count % size or min(size, count)
+        head, tail = (
+            jax.tree.map(operator.itemgetter(rows), references)
+            for rows in (slice(first), slice(first, None))
         )
-        first = total(jax.tree.map(lambda leaf: leaf[0], steps))
-        others = jax.tree.map(lambda leaf: leaf[1:], steps)
-        result, _ = lax.scan(
-            lambda sums, batch: (jax.tree.map(jnp.add, sums, total(batch)), None),
-            first,
-            others,
+        batches = jax.tree.map(
+            lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), tail
         )
-        if rest:
-            result = jax.tree.map(jnp.add, result, total(chunk(whole * size, count)))
-        return jax.tree.map(lambda c: c / count, result)
+        sums, _ = lax.scan(add, total(head), batches)
+        return jax.tree.map(lambda c: c / count, sums)
 
     return averaged
 
@@ -247,7 +253,9 @@ def integrated_gradients(
     quadrature: exact for polynomials of degree up to `2 steps`, complete in the limit.
 
     Args:
-      f, argnums, target: as in `deeplift`.
+      f: as in `deeplift`.
+      argnums: as in `deeplift`.
+      target: as in `deeplift`.
       steps: the number of points of the quadrature, and of gradients.
 
     Returns:
@@ -266,35 +274,32 @@ def integrated_gradients(
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
     nodes, weights = np.polynomial.legendre.leggauss(steps)
-    slope = multipliers(f, argnums, rules=GRADIENT, target=target)
-    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    gradient = multipliers(f, argnums, rules=GRADIENT, target=target)
+    numbers = numbers_of(argnums)
+    single = isinstance(argnums, int | np.integer)
 
     @functools.wraps(f, updated=())
     def path_average(*args_and_reference: Any, **kwargs: Any) -> Tree:
-        args, reference = _split_reference(args_and_reference)
-        x, reference = _attributed(args, argnums, reference)
+        args, reference = split_reference(args_and_reference)
+        x, reference = attributed(args, argnums, reference)
         difference = jax.tree.map(jnp.subtract, x, reference)
-
-        def gradient(t):
-            point = jax.tree.map(
-                lambda r, d: r + t.astype(d.dtype) * d, reference, difference
-            )
-            moved = _replaced(args, numbers, point)
-            at = point if not isinstance(argnums, int) else point[0]
-            return slope(*moved, at, **kwargs)
 
         def add(total, node):
             t, weight = node
-            grads = gradient(t)
+            point = jax.tree.map(
+                lambda r, d: r + t.astype(d.dtype) * d, reference, difference
+            )
+            moved = replaced(args, numbers, point)
+            slopes = gradient(*moved, point[0] if single else point, **kwargs)
+            slopes = (slopes,) if single else slopes
             return jax.tree.map(
-                lambda a, g: a + weight.astype(g.dtype) * g, total, grads
+                lambda a, g: a + weight.astype(g.dtype) * g, total, slopes
             ), None
 
-        start = difference if not isinstance(argnums, int) else difference[0]
-        nodes_and_weights = (jnp.asarray((nodes + 1) / 2), jnp.asarray(weights / 2))
-        zero = jax.tree.map(jnp.zeros_like, start)
-        mean, _ = lax.scan(add, zero, nodes_and_weights)
-        return jax.tree.map(jnp.multiply, mean, start)
+        path = (jnp.asarray((nodes + 1) / 2), jnp.asarray(weights / 2))
+        mean, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, x), path)
+        result = jax.tree.map(jnp.multiply, mean, difference)
+        return result[0] if single else result
 
     return path_average
 
@@ -321,17 +326,14 @@ def intermediate(f: Callable, name: str) -> Callable:
       >>> jaxlift.intermediate(f, "hidden")(jnp.zeros(2))
       Array([0., 0.], dtype=float32)
     """
-    _check_callable(f)
+    check_callable(f)
 
     @functools.wraps(f, updated=())
     def tagged(*args: Any, **kwargs: Any) -> Any:
         leaves, tree = jax.tree.flatten((args, kwargs))
         closed = jax.make_jaxpr(lambda leaves: _call(f, tree, leaves))(leaves)
-        _check_tags(closed, (name,))
-        jaxpr, consts = _compat.open_jaxpr(closed)
-        context = Context(RESCALE, frozenset((name,)))
-        interpret(context, jaxpr, consts, leaves)
-        return context.found[name]
+        check_tags(closed, (name,))
+        return _tagged(closed, (name,), leaves)[name]
 
     return tagged
 
@@ -358,7 +360,7 @@ def pre_activation(f: Callable) -> Callable:
       >>> jaxlift.pre_activation(lambda x: jax.nn.softmax(2 * x))(jnp.ones(2))
       Array([2., 2.], dtype=float32)
     """
-    _check_callable(f)
+    check_callable(f)
 
     @functools.wraps(f, updated=())
     def before(*args: Any, **kwargs: Any) -> Any:
@@ -380,297 +382,117 @@ def _call(f: Callable, tree: Any, leaves: Sequence) -> Any:
 # --------------------------------------------------------------- one evaluation
 
 
-class _Walk:
-    """`f` traced at these arguments, to be evaluated at an input and a reference."""
+class _Evaluation(NamedTuple):
+    """`f` at the input and at the reference, and the way back."""
 
-    def __init__(self, f, args, kwargs, has_aux, rules, names):
-        leaves, self.tree = jax.tree.flatten((args, kwargs))
-        self.args, self.kwargs, self.rules, self.names = args, kwargs, rules, names
+    y: Any
+    y_reference: Any
+    aux: Any
+    tagged: Mapping[str, Pair]
+    pullback: Callable
+    """From a cotangent of `y` to multipliers of (arguments, tagged values)."""
 
-        def flat(leaves):
-            output = _call(f, self.tree, leaves)
-            output, aux = _split_aux(output) if has_aux else (output, None)
-            self.scalar = _output_array(output)
-            aux_leaves, self.aux_tree = jax.tree.flatten(aux)
-            return self.scalar, aux_leaves
 
-        self.jaxpr = jax.make_jaxpr(flat)(leaves)
-        self.seeds = _seeds(self.jaxpr, names)
+def _evaluate(
+    f: Callable,
+    args: Sequence,
+    kwargs: Mapping,
+    positions: Sequence[int],
+    references: Sequence[Tree],
+    rules: Rules,
+    *,
+    has_aux: bool = False,
+    tags: Sequence[str] = (),
+) -> _Evaluation:
+    leaves, tree = jax.tree.flatten((args, kwargs))
 
-    def __call__(self, numbers, references, _):
-        """(y, y_reference, aux, tagged values, pullback) for attributed arguments."""
-        jaxpr, consts = _compat.open_jaxpr(self.jaxpr)
-        xs = tuple(self.args[k] for k in numbers)
+    def flat(leaves):
+        output = _call(f, tree, leaves)
+        output, aux = split_aux(output) if has_aux else (output, None)
+        return output_array(output), aux
 
-        def evaluate(xs, seeds):
-            pairs = jax.tree.map(Pair, xs, references)
-            args = _replaced(self.args, numbers, pairs)
-            operands = jax.tree.leaves(
-                (args, self.kwargs), is_leaf=lambda leaf: isinstance(leaf, Pair)
-            )
-            context = Context(self.rules, frozenset(self.names), seeds)
-            y, *aux = map(settle, interpret(context, jaxpr, consts, operands))
-            y = pair_of(y)
-            aux = [a.x if isinstance(a, Pair) else a for a in aux]
-            found = {name: pair_of(value) for name, value in context.found.items()}
-            points = {name: (pair.value, pair.r) for name, pair in found.items()}
-            return y.x, (y.r, aux, points)
+    closed, (_, aux) = jax.make_jaxpr(flat, return_shape=True)(leaves)
+    jaxpr, consts = _compat.open_jaxpr(closed)
+    seeds = _seeds(closed, tags)
 
-        y, pullback, (y_reference, aux, points) = jax.vjp(
-            evaluate, xs, self.seeds, has_aux=True
+    def outputs(xs, seeds):
+        pairs = jax.tree.map(Pair, xs, references)
+        operands = jax.tree.leaves(
+            (replaced(args, positions, pairs), kwargs),
+            is_leaf=lambda leaf: isinstance(leaf, Pair),
         )
-        aux = jax.tree.unflatten(self.aux_tree, aux)
-        return y, y_reference, aux, points, pullback
+        context = Context(rules, frozenset(tags), seeds)
+        y, *aux = map(settle, interpret(context, jaxpr, consts, operands))
+        y = pair_of(y)
+        aux = [a.x if isinstance(a, Pair) else a for a in aux]
+        tagged = {
+            name: Pair(*pair_of(value).points) for name, value in context.found.items()
+        }
+        return y.x, (y.r, aux, tagged)
+
+    xs = tuple(args[k] for k in positions)
+    y, pullback, (y_reference, aux_leaves, tagged) = jax.vjp(
+        outputs, xs, seeds, has_aux=True
+    )
+    aux = jax.tree.unflatten(jax.tree.structure(aux), aux_leaves)
+    return _Evaluation(y, y_reference, aux, tagged, pullback)
 
 
 def _explain(f, argnums, rules, target, at, has_aux, *, contributions) -> Callable:
-    _check_callable(f)
-    numbers = _numbers(argnums)
-    names = () if at is None else (at,) if isinstance(at, str) else tuple(at)
-    explained = _with_target(f, target, has_aux)
+    """`deeplift` and `multipliers`: the way back from a scalar output."""
+    check_callable(f)
+    numbers = numbers_of(argnums)
+    tags = () if at is None else (at,) if isinstance(at, str) else tuple(at)
+    explained = with_target(f, target, has_aux)
 
     @functools.wraps(f, updated=())
     def explain(*args_and_reference: Any, **kwargs: Any) -> Any:
-        args, reference = _split_reference(args_and_reference)
-        xs, references = _attributed(args, argnums, reference)
-        walk = _Walk(explained, args, kwargs, has_aux, rules, names)
-        y, _, aux, points, pullback = walk(_positions(numbers, args), references, {})
-        if y.shape != ():
+        args, reference = split_reference(args_and_reference)
+        positions = positions_of(numbers, args)
+        xs, references = attributed(args, argnums, reference)
+        args = replaced(args, positions, xs)
+        found = _evaluate(
+            explained, args, kwargs, positions, references, rules,
+            has_aux=has_aux, tags=tags,
+        )  # fmt: skip
+        if found.y.shape != ():
             raise ValueError(
-                f"the explained function must have a scalar output, not one of shape "
-                f"{y.shape}: choose one with target= (an index, or a function such as "
-                "jnp.sum)"
+                "the explained function must have a scalar output, not one of shape "
+                f"{found.y.shape}: choose one with target= (an index, or a function "
+                "such as jnp.sum)"
             )
-        by_input, by_tag = pullback(jnp.ones_like(y))
-        if names:
-            result = by_tag
-            if contributions:
-                result = {
-                    k: m * (points[k][0] - points[k][1]) for k, m in by_tag.items()
-                }
-            result = result[at] if isinstance(at, str) else result
+        by_input, by_tag = found.pullback(jnp.ones_like(found.y))
+        if tags:
+            points = {k: (found.tagged[k].x, found.tagged[k].r) for k in by_tag}
+            result, x, r = (
+                by_tag,
+                *({k: p[n] for k, p in points.items()} for n in (0, 1)),
+            )
+            single = at if isinstance(at, str) else None
         else:
-            result = by_input
-            if contributions:
-                result = jax.tree.map(
-                    lambda m, x, r: m * (x - r), result, xs, references
-                )
-            result = result[0] if isinstance(argnums, int) else result
-        return (result, aux) if has_aux else result
+            result, x, r = by_input, xs, references
+            single = 0 if isinstance(argnums, int | np.integer) else None
+        if contributions:
+            result = jax.tree.map(lambda m, x, r: m * (x - r), result, x, r)
+        result = result if single is None else result[single]
+        return (result, found.aux) if has_aux else result
 
     return explain
 
 
-def _seeds(closed, names: Sequence[str]) -> dict[str, Any]:
+def _seeds(closed: Any, tags: Sequence[str]) -> dict[str, Any]:
     """Zeros like each tagged value: what it is differentiated by."""
-    if not names:
+    if not tags:
         return {}
-    _check_tags(closed, names)
-    jaxpr, consts = _compat.open_jaxpr(closed)
-
-    def found(leaves):
-        context = Context(RESCALE, frozenset(names))
-        interpret(context, jaxpr, consts, leaves)
-        return context.found
-
-    shapes = jax.eval_shape(found, [v.aval for v in jaxpr.invars])
+    check_tags(closed, tags)
+    shapes = jax.eval_shape(
+        lambda leaves: _tagged(closed, tags, leaves), closed.in_avals
+    )
     return {name: jnp.zeros(s.shape, s.dtype) for name, s in shapes.items()}
 
 
-# -------------------------------------------------------------- argument checks
-
-
-def _check_callable(f: Any) -> None:
-    if not callable(f):
-        raise TypeError(f"expected a function, got {type(f).__name__}: {f!r}")
-
-
-def _numbers(argnums: int | Sequence[int]) -> tuple[int, ...]:
-    try:
-        single = isinstance(argnums, (int, np.integer))
-        numbers = (argnums,) if single else tuple(argnums)  # type: ignore[arg-type]
-        return tuple(operator.index(n) for n in numbers)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(
-            f"argnums must be an int or a tuple of ints, not {argnums!r}"
-        ) from None
-
-
-def _positions(numbers: Sequence[int], args: Sequence) -> tuple[int, ...]:
-    for n in numbers:
-        if not -len(args) <= n < len(args):
-            raise ValueError(
-                f"argnums {n} is out of range: the function was called with "
-                f"{len(args)} positional argument(s) before the reference"
-            )
-    positions = tuple(n % len(args) for n in numbers)
-    if len(set(positions)) < len(positions):
-        raise ValueError(f"argnums {tuple(numbers)} names an argument twice")
-    return positions
-
-
-def _split_reference(values: Sequence) -> tuple[tuple, Any]:
-    if len(values) < 2:
-        raise TypeError(
-            "call the explained function with its arguments and then the reference, "
-            f"g(*args, reference); got {len(values)} positional argument(s)"
-        )
-    return tuple(values[:-1]), values[-1]
-
-
-def _attributed(args: Sequence, argnums, reference) -> tuple[tuple, tuple]:
-    """The attributed arguments, and their references brought to the same form."""
-    numbers = _positions(_numbers(argnums), args)
-    xs = tuple(args[n] for n in numbers)
-    if isinstance(argnums, (int, np.integer)):
-        reference = (reference,)
-    elif not isinstance(reference, (tuple, list)) or len(reference) != len(xs):
-        raise ReferenceMismatchError(
-            f"argnums is a tuple of {len(xs)}, so the reference must be a tuple of "
-            f"{len(xs)} references, not {reference!r}"
-        )
-    names = [f"argument {n}" for n in numbers]
-    references = tuple(map(_like, reference, xs, names))
-    return jax.tree.map(jnp.asarray, xs), references
-
-
-def _like(reference: Tree, x: Tree, name: str) -> Tree:
-    """The reference with the tree, shapes and dtypes of `x`."""
-    paths, tree = jax.tree_util.tree_flatten_with_path(x)
-    if tree != jax.tree.structure(reference):
-        if not (jnp.ndim(reference) == 0 if _is_leaf(reference) else False):
-            raise ReferenceMismatchError(
-                f"the reference has the tree {jax.tree.structure(reference)}, but "
-                f"{name} has {tree}"
-            )
-        reference = jax.tree.unflatten(tree, [reference] * len(paths))
-    leaves = jax.tree.leaves(reference)
-    checked = [
-        _leaf_like(leaf, x, name + jax.tree_util.keystr(path))
-        for leaf, (path, x) in zip(leaves, paths, strict=True)
-    ]
-    return jax.tree.unflatten(tree, checked)
-
-
-def _is_leaf(value: Any) -> bool:
-    return jax.tree.structure(value) == jax.tree.structure(0)
-
-
-def _leaf_like(reference: Any, x: Any, name: str) -> Any:
-    dtype = jnp.result_type(x)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(
-            f"{name} has dtype {dtype}, and only real floating inputs can be "
-            "attributed to. Cast it, or attribute to a floating value computed from it "
-            "(an embedding): at=, intermediate, or split the function there."
-        )
-    if not isinstance(reference, (bool, int, float)):
-        given = jnp.result_type(reference)
-        if given != dtype:
-            raise ReferenceMismatchError(
-                f"the reference of {name} has dtype {given}, but {name} has {dtype}: "
-                f"cast it, reference.astype('{dtype}')"
-            )
-    shape = jnp.shape(x)
-    try:
-        fits = np.broadcast_shapes(jnp.shape(reference), shape) == shape
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ReferenceMismatchError(
-            f"the reference of {name} has shape {jnp.shape(reference)}, which does not "
-            f"broadcast to the shape {shape} of {name}"
-        )
-    return jnp.broadcast_to(jnp.asarray(reference, dtype), shape)
-
-
-def _count_references(references: Tree) -> int:
-    counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(references)}
-    if len(counts) != 1 or counts == {()}:
-        raise ReferenceMismatchError(
-            "every leaf of references needs the same leading axis of R references, "
-            f"shape (R, *leaf.shape); got leading axes {sorted(counts)}"
-        )
-    ((count,),) = counts
-    if count == 0:
-        raise ValueError("references is empty: at least one reference is needed")
-    return count
-
-
-def _replaced(args: Sequence, numbers: Sequence[int], values: Sequence) -> tuple:
-    replaced = list(args)
-    for n, value in zip(numbers, values, strict=True):
-        replaced[n] = value
-    return tuple(replaced)
-
-
-def _split_aux(output: Any) -> tuple[Any, Any]:
-    if not isinstance(output, (tuple, list)) or len(output) != 2:
-        raise TypeError(
-            "with has_aux=True the function must return a pair (output, aux), not "
-            f"{type(output).__name__}"
-        )
-    return tuple(output)  # type: ignore[return-value]
-
-
-def _output_array(output: Any) -> Any:
-    if not _is_leaf(output):
-        raise TypeError(
-            "the explained function must return one array, not the tree "
-            f"{jax.tree.structure(output)}; wrap it to return the part to explain "
-            "(has_aux=True passes the rest through)"
-        )
-    dtype = jnp.result_type(output)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(
-            f"the explained function must return a real floating array, not {dtype}"
-        )
-    return jnp.asarray(output)
-
-
-def _with_target(f: Callable, target: Target, has_aux: bool) -> Callable:
-    """`f` followed by the choice of what to explain."""
-    if target is None:
-        return f
-    if callable(target):
-        choose = target
-    else:
-        try:
-            index = tuple(target) if isinstance(target, (tuple, list)) else (target,)
-            index = tuple(operator.index(k) for k in index)
-        except TypeError:
-            raise TypeError(
-                f"target must be an int, a tuple of ints or a function, not {target!r}"
-            ) from None
-        choose = functools.partial(_pick, index)
-
-    def with_target(*args, **kwargs):
-        output = f(*args, **kwargs)
-        if not has_aux:
-            return choose(output)
-        output, aux = _split_aux(output)
-        return choose(output), aux
-
-    return with_target
-
-
-def _pick(index: tuple[int, ...], output: Any) -> Any:
-    shape = jnp.shape(_output_array(output))
-    if len(index) > len(shape) or any(
-        not -n <= k < n for k, n in zip(index, shape, strict=False)
-    ):
-        raise ValueError(
-            f"target {index} is out of range for an output of shape {shape}"
-        )
-    return output[index]
-
-
-def _check_tags(closed: Any, names: Sequence[str]) -> None:
-    jaxpr, _ = _compat.open_jaxpr(closed)
-    present = {name for eqn in jaxpr.eqns for name, _ in tags_of(eqn)}
-    for name in names:
-        if name not in present:
-            raise ValueError(
-                f"no value is tagged '{name}'; tags present: {sorted(present) or 'none'}."
-                " Tag one with jax.ad_checkpoint.checkpoint_name(value, name)."
-            )
+def _tagged(closed: Any, tags: Sequence[str], leaves: Sequence) -> dict[str, Any]:
+    """The tagged values of a function at fixed arguments."""
+    context = Context(RESCALE, frozenset(tags))
+    interpret(context, *_compat.open_jaxpr(closed), leaves)
+    return context.found

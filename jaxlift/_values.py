@@ -229,7 +229,7 @@ def settle(operand: Any) -> Any:
     return operand.pair if isinstance(operand, Piece) else operand
 
 
-def piece_of(operand: Varying) -> Piece:
+def piece_of(operand: Any) -> Piece:
     """A varying value as a function of its root, which it may be itself."""
     return operand if isinstance(operand, Piece) else Piece.identity(operand)
 
@@ -239,5 +239,5 @@ def shape_of(operand: Any) -> tuple[int, ...]:
     if isinstance(operand, Piece):
         return jnp.shape(operand.values[0])
     if isinstance(operand, core.Var):
-        return operand.aval.shape
+        return operand.aval.shape  # pyright: ignore[reportAttributeAccessIssue]
     return jnp.shape(operand.x if isinstance(operand, Pair) else operand)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 KEY = jax.random.key(7)
 
@@ -112,7 +111,9 @@ class Scanned(nn.Module):
                 return x + nn.silu(nn.Dense(x.shape[-1])(nn.RMSNorm()(x))), None
 
         layers = nn.scan(
-            nn.remat(Layer), variable_axes={"params": 0}, split_rngs={"params": True},
+            nn.remat(Layer),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
             length=3,
         )
         x, _ = layers()(x, None)
@@ -124,8 +125,9 @@ def max_pool(window, stride, padding):
 
 
 ACTIVATIONS = (
-    "relu relu6 sigmoid softplus silu gelu elu selu celu leaky_relu hard_tanh hard_silu "
-    "hard_sigmoid mish log_sigmoid soft_sign squareplus sparse_plus sparse_sigmoid tanh "
+    "relu relu6 sigmoid softplus silu gelu elu selu celu leaky_relu hard_tanh "
+    "hard_silu hard_sigmoid mish log_sigmoid soft_sign squareplus sparse_plus "
+    "sparse_sigmoid tanh "
     "log_softmax softmax standardize"
 ).split()
 
@@ -133,7 +135,9 @@ NETWORKS = {
     **{f"mlp_{a}": _linen(MLP(getattr(jax.nn, a)), (5,)) for a in ACTIVATIONS},
     "mlp_gelu_erf": _linen(MLP(lambda x: jax.nn.gelu(x, approximate=False)), (5,)),
     "mlp_where": _linen(
-        MLP(lambda x: jnp.where(x > 0, jnp.log1p(jnp.where(x > 0, x, 0)), jnp.expm1(x))),
+        MLP(
+            lambda x: jnp.where(x > 0, jnp.log1p(jnp.where(x > 0, x, 0)), jnp.expm1(x))
+        ),
         (5,),
     ),
     "cnn_max": _linen(CNN(max_pool((2, 2), (2, 2), "VALID")), (8, 8, 1)),

@@ -1,0 +1,219 @@
+"""What the transforms are given: checked while tracing, and brought to one form."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlift import _compat
+from jaxlift._interpret import tags_of
+
+Tree = Any
+Target = int | tuple[int, ...] | Callable | None
+
+
+class ReferenceMismatchError(ValueError):
+    """A reference whose tree, shape or dtype is not that of the attributed argument."""
+
+
+def check_callable(f: Any) -> None:
+    if not callable(f):
+        raise TypeError(f"expected a function, got {type(f).__name__}: {f!r}")
+
+
+def numbers_of(argnums: int | Sequence[int]) -> tuple[int, ...]:
+    try:
+        single = isinstance(argnums, (int, np.integer))
+        numbers = (argnums,) if single else tuple(argnums)  # type: ignore[arg-type]
+        return tuple(operator.index(n) for n in numbers)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(
+            f"argnums must be an int or a tuple of ints, not {argnums!r}"
+        ) from None
+
+
+def positions_of(numbers: Sequence[int], args: Sequence) -> tuple[int, ...]:
+    for n in numbers:
+        if not -len(args) <= n < len(args):
+            raise ValueError(
+                f"argnums {n} is out of range: the function was called with "
+                f"{len(args)} positional argument(s) before the reference"
+            )
+    positions = tuple(n % len(args) for n in numbers)
+    if len(set(positions)) < len(positions):
+        raise ValueError(f"argnums {tuple(numbers)} names an argument twice")
+    return positions
+
+
+def split_reference(values: Sequence) -> tuple[tuple, Any]:
+    if len(values) < 2:
+        raise TypeError(
+            "call the explained function with its arguments and then the reference, "
+            f"g(*args, reference); got {len(values)} positional argument(s)"
+        )
+    return tuple(values[:-1]), values[-1]
+
+
+def attributed(args: Sequence, argnums, reference) -> tuple[tuple, tuple]:
+    """The attributed arguments, and their references brought to the same form."""
+    numbers = positions_of(numbers_of(argnums), args)
+    xs = tuple(args[n] for n in numbers)
+    if isinstance(argnums, (int, np.integer)):
+        reference = (reference,)
+    elif not isinstance(reference, (tuple, list)) or len(reference) != len(xs):
+        raise ReferenceMismatchError(
+            f"argnums is a tuple of {len(xs)}, so the reference must be a tuple of "
+            f"{len(xs)} references, not {reference!r}"
+        )
+    names = [f"argument {n}" for n in numbers]
+    references = tuple(map(like, reference, xs, names))
+    return jax.tree.map(jnp.asarray, xs), references
+
+
+def like(reference: Tree, x: Tree, name: str) -> Tree:
+    """The reference with the tree, shapes and dtypes of `x`."""
+    paths, tree = jax.tree_util.tree_flatten_with_path(x)
+    if tree != jax.tree.structure(reference):
+        if not (jnp.ndim(reference) == 0 if _is_leaf(reference) else False):
+            raise ReferenceMismatchError(
+                f"the reference has the tree {jax.tree.structure(reference)}, but "
+                f"{name} has {tree}"
+            )
+        reference = jax.tree.unflatten(tree, [reference] * len(paths))
+    leaves = jax.tree.leaves(reference)
+    checked = [
+        _leaf_like(leaf, x, name + jax.tree_util.keystr(path))
+        for leaf, (path, x) in zip(leaves, paths, strict=True)
+    ]
+    return jax.tree.unflatten(tree, checked)
+
+
+def _is_leaf(value: Any) -> bool:
+    return jax.tree.structure(value) == jax.tree.structure(0)
+
+
+def _leaf_like(reference: Any, x: Any, name: str) -> Any:
+    dtype = jnp.result_type(x)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"{name} has dtype {dtype}, and only real floating inputs can be "
+            "attributed to. Cast it, or attribute to a floating value computed from it "
+            "(an embedding): at=, intermediate, or split the function there."
+        )
+    if not isinstance(reference, (bool, int, float)):
+        given = jnp.result_type(reference)
+        if given != dtype:
+            raise ReferenceMismatchError(
+                f"the reference of {name} has dtype {given}, but {name} has {dtype}: "
+                f"cast it, reference.astype('{dtype}')"
+            )
+    shape = jnp.shape(x)
+    try:
+        fits = np.broadcast_shapes(jnp.shape(reference), shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ReferenceMismatchError(
+            f"the reference of {name} has shape {jnp.shape(reference)}, which does not "
+            f"broadcast to the shape {shape} of {name}"
+        )
+    return jnp.broadcast_to(jnp.asarray(reference, dtype), shape)
+
+
+def count_references(references: Tree) -> int:
+    counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(references)}
+    if len(counts) != 1 or counts == {()}:
+        raise ReferenceMismatchError(
+            "every leaf of references needs the same leading axis of R references, "
+            f"shape (R, *leaf.shape); got leading axes {sorted(counts)}"
+        )
+    ((count,),) = counts
+    if count == 0:
+        raise ValueError("references is empty: at least one reference is needed")
+    return count
+
+
+def replaced(args: Sequence, numbers: Sequence[int], values: Sequence) -> tuple:
+    replaced = list(args)
+    for n, value in zip(numbers, values, strict=True):
+        replaced[n] = value
+    return tuple(replaced)
+
+
+def split_aux(output: Any) -> tuple[Any, Any]:
+    if not isinstance(output, (tuple, list)) or len(output) != 2:
+        raise TypeError(
+            "with has_aux=True the function must return a pair (output, aux), not "
+            f"{type(output).__name__}"
+        )
+    return tuple(output)  # type: ignore[return-value]
+
+
+def output_array(output: Any) -> Any:
+    if not _is_leaf(output):
+        raise TypeError(
+            "the explained function must return one array, not the tree "
+            f"{jax.tree.structure(output)}; wrap it to return the part to explain "
+            "(has_aux=True passes the rest through)"
+        )
+    dtype = jnp.result_type(output)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"the explained function must return a real floating array, not {dtype}"
+        )
+    return jnp.asarray(output)
+
+
+def with_target(f: Callable, target: Target, has_aux: bool) -> Callable:
+    """`f` followed by the choice of what to explain."""
+    if target is None:
+        return f
+    if callable(target):
+        choose = target
+    else:
+        try:
+            index = tuple(target) if isinstance(target, (tuple, list)) else (target,)
+            index = tuple(operator.index(k) for k in index)
+        except TypeError:
+            raise TypeError(
+                f"target must be an int, a tuple of ints or a function, not {target!r}"
+            ) from None
+        choose = functools.partial(_pick, index)
+
+    def with_target(*args, **kwargs):
+        output = f(*args, **kwargs)
+        if not has_aux:
+            return choose(output)
+        output, aux = split_aux(output)
+        return choose(output), aux
+
+    return with_target
+
+
+def _pick(index: tuple[int, ...], output: Any) -> Any:
+    shape = jnp.shape(output_array(output))
+    if len(index) > len(shape) or any(
+        not -n <= k < n for k, n in zip(index, shape, strict=False)
+    ):
+        raise ValueError(
+            f"target {index} is out of range for an output of shape {shape}"
+        )
+    return output[index]
+
+
+def check_tags(closed: Any, names: Sequence[str]) -> None:
+    jaxpr, _ = _compat.open_jaxpr(closed)
+    present = {name for eqn in jaxpr.eqns for name, _ in tags_of(eqn)}
+    for name in names:
+        if name not in present:
+            raise ValueError(
+                f"no value is tagged '{name}'; tags present: "
+                f"{sorted(present) or 'none'}. Tag one with "
+                "jax.ad_checkpoint.checkpoint_name(value, name)."
+            )

@@ -1,0 +1,80 @@
+"""A function without its last activation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jax.extend import core
+from jax.extend.core import primitives as P
+
+from jaxlift import _compat
+from jaxlift._interpret import Origin
+from jaxlift._softmax import RESHAPES, back, log_softmax_of, softmax_of
+
+
+class _Producers:
+    """The origins of a jaxpr's variables, as the recognition of softmax asks them."""
+
+    def __init__(self, jaxpr: core.Jaxpr):
+        self.by_variable = {
+            variable: Origin(variable, eqn, eqn.invars)
+            for eqn in jaxpr.eqns
+            for variable in eqn.outvars
+        }
+
+    def origin(self, value: Any) -> Origin | None:
+        """The equation that makes a variable."""
+        literal = isinstance(value, core.Literal)
+        return None if literal else self.by_variable.get(value)
+
+
+def without_last_activation(
+    jaxpr: core.Jaxpr, consts: Sequence, operands: Sequence
+) -> list:
+    """The outputs of a jaxpr, the activation before the first of them left out."""
+    producers = _Producers(jaxpr)
+    after = (*RESHAPES, P.copy_p, P.transpose_p, P.slice_p)
+    last = producers.origin(back(producers, jaxpr.outvars[0], after))
+    before = None if last is None else _activated(producers, last)
+    body = None if last is None else _body(last.eqn)
+    if last is None or (before is None and body is None):
+        raise ValueError(
+            "the function ends in none of softmax, log_softmax, sigmoid and tanh, but "
+            f"in {last.eqn.primitive.name if last else 'its input'}: it is its own "
+            "pre-activation"
+        )
+
+    env = dict(zip(jaxpr.constvars, consts, strict=True))
+    env |= zip(jaxpr.invars, operands, strict=True)
+
+    def read(atom):
+        return atom.val if isinstance(atom, core.Literal) else env[atom]
+
+    for eqn in jaxpr.eqns:
+        with _compat.context_of(eqn):
+            values = [read(atom) for atom in eqn.invars]
+            if eqn is not last.eqn:
+                outputs = _compat.bind(eqn.primitive, eqn.params, *values)
+            elif before is not None:
+                outputs = [read(before)]
+            else:
+                outputs = without_last_activation(*_compat.open_jaxpr(body), values)
+        env |= zip(eqn.outvars, outputs, strict=True)
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _activated(producers: _Producers, last: Origin) -> Any:
+    """What the last value is the sigmoid, tanh or (log) softmax of, or None."""
+    primitive, operands = last.eqn.primitive, last.operands
+    if primitive in (P.logistic_p, P.tanh_p):
+        return operands[0]
+    recognise = {P.div_p: softmax_of, P.sub_p: log_softmax_of}.get(primitive)
+    powers = recognise(producers, *operands) if recognise else None
+    return powers.operand if powers else None
+
+
+def _body(eqn: core.JaxprEqn) -> Any:
+    """The body of a call, which may end in the activation."""
+    params = eqn.params
+    return next((params[k] for k in ("jaxpr", "call_jaxpr") if k in params), None)

@@ -1,0 +1,157 @@
+"""Every family of networks is complete, and the gradient is its limit."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from networks import NETWORKS
+
+import jaxlift
+
+KEY_X, KEY_R = jax.random.split(jax.random.key(3))
+DISTANCES = [0.001, 1.0, 30.0, 1000.0]
+
+
+def gaps(x, r, y, y0, slopes):
+    """Completeness gaps of each output, and what is allowed for each.
+
+    The bound is 1e-5 or 1e-12 of the largest output. Where contributions cancel, no
+    float can do better than a few roundings of their absolute sum: at a distance of
+    1000 a normalised network's contributions are 1000 times its output.
+    """
+    c = np.asarray(slopes * (x - r), np.float64).reshape(y.size, -1)
+    y, y0 = np.ravel(y).astype(np.float64), np.ravel(y0).astype(np.float64)
+    scale = np.maximum(1, np.maximum(abs(y), abs(y0)))
+    eps = float(jnp.finfo(x.dtype).eps)
+    allowed = np.maximum(
+        {4: 1e-5, 8: 1e-12}[x.dtype.itemsize] * scale, 8 * eps * abs(c).sum(1)
+    )
+    return abs(c.sum(1) - (y - y0)), allowed
+
+
+def evaluator(f):
+    """Outputs and multipliers of every output, in one compiled function."""
+
+    def evaluate(x, r):
+        y, y0, pullback = jaxlift.vjp(f, x, r)
+        rows = jnp.eye(y.size, dtype=y.dtype).reshape(y.size, *y.shape)
+        return y, y0, jax.vmap(pullback)(rows), f(x), f(r), jax.jacrev(f)(x)
+
+    return jax.jit(evaluate)
+
+
+def references(x):
+    """References at many distances, 1 ulp and zero included."""
+    noise = jax.random.normal(KEY_R, x.shape).astype(x.dtype)
+    return [
+        *(x + noise * distance for distance in DISTANCES),
+        jnp.nextafter(x, jnp.full_like(x, jnp.inf)),
+        jnp.zeros_like(x),
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_complete_and_gradient_limit(name, dtype, x64):
+    make, shape = NETWORKS[name]
+    f = make()
+    x = jax.random.normal(KEY_X, shape).astype(dtype)
+    evaluate = evaluator(f)
+    tolerance = {"float32": 1e-6, "float64": 1e-13}[dtype]
+    for r in references(x):
+        y, y0, slopes, fx, fr, _ = evaluate(x, r)
+        gap, allowed = gaps(x, r, y, y0, slopes)
+        assert (gap <= allowed).all(), (gap, allowed)
+        np.testing.assert_allclose(y, fx, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(y0, fr, rtol=10 * tolerance, atol=10 * tolerance)
+    _, _, slopes, _, _, gradient = evaluate(x, x)
+    error = abs(slopes - gradient).max() / max(1, abs(gradient).max())
+    assert error <= tolerance
+
+
+@pytest.mark.parametrize("name", ["mlp_relu", "mlp_relu6", "cnn_max", "mlp_leaky_relu"])
+def test_gradient_limit_at_kinks(name):
+    # A zero input lands on the kinks of a network without biases.
+    make, shape = NETWORKS[name]
+    f = make()
+    g = lambda x: f(x).sum()
+    x = jnp.zeros(shape)
+    np.testing.assert_array_equal(jaxlift.multipliers(g)(x, x), jax.grad(g)(x))
+
+
+@pytest.mark.parametrize("name", ["mlp_silu", "cnn_max_overlapping", "encoder", "gru"])
+def test_jit_and_vmap_change_nothing(name):
+    make, shape = NETWORKS[name]
+    g = jaxlift.deeplift(make(), target=1)
+    xs = jax.random.normal(KEY_X, (3, *shape))
+    rs = jax.random.normal(KEY_R, (2, *shape))
+    loop = np.stack([[g(x, r) for r in rs] for x in xs])
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    close(jax.jit(g)(xs[0], rs[0]), loop[0, 0])
+    close(jax.vmap(g, (0, None))(xs, rs[0]), loop[:, 0])
+    close(jax.vmap(g, (None, 0))(xs[0], rs), loop[0])
+    close(jax.vmap(g)(xs[:2], rs), loop[[0, 1], [0, 1]])
+    over_both = jax.vmap(jax.vmap(g, (None, 0)), (0, None))
+    close(jax.jit(over_both)(xs, rs), loop)
+
+
+def test_sharded_jit_equals_one_device():
+    make, shape = NETWORKS["mlp_gelu"]
+    g = jax.vmap(jaxlift.deeplift(make(), target=0), (0, None))
+    xs = jax.random.normal(KEY_X, (16, *shape))
+    r = jnp.zeros(shape)
+    mesh = jax.make_mesh((8,), ("batch",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+    sharded = jax.jit(g)(jax.device_put(xs, sharding), r)
+    assert len(sharded.sharding.device_set) == 8
+    np.testing.assert_allclose(sharded, g(xs, r), rtol=1e-5, atol=1e-7)
+
+
+class NnxNet(nnx.Module):
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(1, 4, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(4, use_running_average=True, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(2, 4, decode=False, rngs=rngs)
+        self.dense = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.norm(self.conv(x)))
+        x = nnx.max_pool(x, (2, 2), (2, 2)).reshape(-1, 4)
+        return self.dense(x + self.attention(x)).mean(0)
+
+
+def equinox_net(x):
+    keys = jax.random.split(jax.random.key(0), 4)
+    conv = eqx.nn.Conv2d(1, 4, 3, key=keys[0])
+    norm = eqx.nn.GroupNorm(2, 4)
+    cell = eqx.nn.GRUCell(4, 5, key=keys[1])
+    head = eqx.nn.MLP(5, 3, 8, 1, activation=jax.nn.gelu, key=keys[2])
+    x = eqx.nn.MaxPool2d(2, 1)(jax.nn.silu(norm(conv(x))))
+    rows = x.reshape(4, -1).T
+    hidden, _ = jax.lax.scan(lambda h, row: (cell(row, h), None), jnp.zeros(5), rows)
+    return head(hidden)
+
+
+@pytest.mark.parametrize(
+    "make, shape",
+    [
+        (lambda: NnxNet(nnx.Rngs(0)), (6, 6, 1)),
+        (lambda: equinox_net, (1, 6, 6)),
+    ],
+    ids=["nnx", "equinox"],
+)
+def test_other_libraries(make, shape):
+    f = make()
+    x, r = jax.random.normal(KEY_X, shape), jax.random.normal(KEY_R, shape)
+    evaluate = evaluator(f)
+    y, y0, slopes, fx, fr, _ = evaluate(x, r)
+    gap, allowed = gaps(x, r, y, y0, slopes)
+    assert (gap <= allowed).all()
+    np.testing.assert_allclose(y, fx, atol=1e-6)
+    np.testing.assert_allclose(y0, fr, atol=1e-6)
+    *_, slopes, _, _, gradient = evaluate(x, x)
+    np.testing.assert_allclose(slopes, gradient, atol=1e-6)

@@ -1,0 +1,300 @@
+"""The public contract: arguments, trees, targets, tags, errors."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+import jaxlift
+
+X = jnp.array([1.0, 2.0, -1.0])
+R = jnp.array([0.5, -2.0, 0.0])
+W = jax.random.normal(jax.random.key(0), (3, 4))
+
+
+def logits(x):
+    return jnp.tanh(x @ W) * 2
+
+
+def close(a, b, tolerance=1e-6):
+    jax.tree.map(
+        lambda u, v: np.testing.assert_allclose(u, v, rtol=tolerance, atol=tolerance),
+        a,
+        b,
+    )
+
+
+def test_contributions_are_multipliers_times_the_difference():
+    m = jaxlift.multipliers(logits, target=2)(X, R)
+    c = jaxlift.deeplift(logits, target=2)(X, R)
+    close(c, m * (X - R))
+    close(c.sum(), logits(X)[2] - logits(R)[2])
+
+
+def test_vjp_serves_many_outputs():
+    y, y0, pullback = jaxlift.vjp(logits, X, R)
+    close(y, logits(X))
+    close(y0, logits(R))
+    rows = jax.vmap(pullback)(jnp.eye(4))
+    close(rows @ (X - R), y - y0)
+    close(rows[1], jaxlift.multipliers(logits, target=1)(X, R))
+
+
+def test_aux_comes_through_at_the_input():
+    f = lambda x: (x.sum() ** 2, {"mean": x.mean(), "n": 3})
+    c, aux = jaxlift.deeplift(f, has_aux=True)(X, R)
+    close(c.sum(), X.sum() ** 2 - R.sum() ** 2)
+    close(aux["mean"], X.mean())
+    *_, aux = jaxlift.vjp(f, X, R, has_aux=True)
+    close(aux["mean"], X.mean())
+    c, aux = jaxlift.deeplift(f, has_aux=True, target=lambda y: 2 * y)(X, R)
+    close(c.sum(), 2 * (X.sum() ** 2 - R.sum() ** 2))
+
+
+def test_argnums_and_trees():
+    f = lambda a, k, b: (a["u"] * b + k * a["v"]).sum()
+    a, a0 = {"u": X, "v": X * X}, {"u": R, "v": R}
+    c = jaxlift.deeplift(f, (0, 2))(a, 3, X, (a0, R))
+    assert jax.tree.structure(c) == jax.tree.structure((a, X))
+    total = sum(leaf.sum() for leaf in jax.tree.leaves(c))
+    close(total, f(a, 3, X) - f(a0, 3, R))
+    close(jaxlift.deeplift(f, 2)(a, 3, X, R), jaxlift.deeplift(f, -1)(a, 3, X, R))
+    assert isinstance(jaxlift.deeplift(f, (2,))(a, 3, X, (R,)), tuple)
+
+
+def test_keyword_arguments_are_passed_on():
+    f = lambda x, *, power: (x**power).sum()
+    close(jaxlift.deeplift(f)(X, 0.0, power=2), X * X)
+
+
+@pytest.mark.parametrize("target", [1, (1,), -3, lambda y: y[1]])
+def test_targets_agree(target):
+    close(
+        jaxlift.deeplift(logits, target=target)(X, R),
+        jaxlift.deeplift(lambda x: logits(x)[1])(X, R),
+    )
+
+
+def test_target_sum_explains_each_example_of_a_batch():
+    xs = jnp.stack([X, R, 2 * X])
+    batched = jaxlift.deeplift(logits, target=jnp.sum)(
+        xs, jnp.broadcast_to(R, xs.shape)
+    )
+    single = jaxlift.deeplift(logits, target=jnp.sum)
+    close(batched, jnp.stack([single(x, R) for x in xs]))
+
+
+@pytest.mark.parametrize(
+    "reference", [0.0, 0, jnp.zeros(()), jnp.zeros(1), np.zeros(3)]
+)
+def test_references_broadcast(reference):
+    if isinstance(reference, np.ndarray):
+        reference = reference.astype(np.float32)
+    g = jaxlift.deeplift(logits, target=0)
+    close(g(X, reference), g(X, jnp.zeros(3)))
+
+
+def test_scalar_reference_for_a_tree():
+    f = lambda p: p["a"] @ p["b"]
+    c = jaxlift.deeplift(f)({"a": X, "b": R}, 0.0)
+    close(c, {"a": X * R / 2, "b": X * R / 2})
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_results_have_the_dtype_of_the_input(dtype):
+    f = lambda x: jax.nn.gelu(x @ W.astype(x.dtype)).sum()
+    x, r = X.astype(dtype), R.astype(dtype)
+    c = jaxlift.deeplift(f)(x, r)
+    assert c.dtype == x.dtype and c.shape == x.shape
+    eps = float(jnp.finfo(dtype).eps)
+    close(c.astype("float32").sum(), (f(x) - f(r)).astype("float32"), 20 * eps)
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2, 3, 5, 9])
+def test_deeplift_shap_is_the_mean_over_references(batch_size):
+    references = jax.random.normal(jax.random.key(1), (5, 3))
+    g = jaxlift.deeplift(logits, target=1)
+    mean = jnp.stack([g(X, r) for r in references]).mean(0)
+    shap = jaxlift.deeplift_shap(logits, target=1, batch_size=batch_size)
+    close(shap(X, references), mean)
+    close(jax.jit(shap)(X, references), mean)
+
+
+def test_integrated_gradients_is_exact_on_polynomials():
+    f = lambda a, b: (a**3 * b).sum() + (a @ b) ** 2
+    ig = jaxlift.integrated_gradients(f, (0, 1), steps=2)(X, 2 * X, (R, R))
+    t = jnp.linspace(0, 1, 20001)
+    point = lambda t: (R + t * (X - R), R + t * (2 * X - R))
+    grads = jax.vmap(lambda t: jax.grad(f, (0, 1))(*point(t)))(t)
+    path = jax.tree.map(lambda g: jnp.trapezoid(g, t, axis=0), grads)
+    close(ig, (path[0] * (X - R), path[1] * (2 * X - R)), 1e-4)
+    close(sum(map(jnp.sum, ig)), f(X, 2 * X) - f(R, R), 1e-5)
+    assert isinstance(jaxlift.integrated_gradients(f)(X, X, R), jax.Array)
+
+
+def test_gradient_table_is_the_gradient():
+    f = lambda x: jax.nn.softmax(jax.nn.relu(x @ W))[0] + jnp.sort(x)[1]
+    close(jaxlift.multipliers(f, rules=jaxlift.GRADIENT)(X, 7 * R), jax.grad(f)(X))
+
+
+def test_locality():
+    f = lambda x: jnp.where(x[0] > 0, jnp.exp(x[0]), x[1])
+    c = jaxlift.deeplift(lambda x: f(x[:2]) * 2)(X, R)
+    assert c[2] == 0
+
+
+# ------------------------------------------------------------------------ tags
+
+
+def tagged(x):
+    hidden = checkpoint_name(jnp.tanh(x @ W), "hidden")
+    return (checkpoint_name(jax.jit(jnp.square)(hidden), "square") * W[0]).sum()
+
+
+def test_intermediate_values_and_their_contributions():
+    hidden = jaxlift.intermediate(tagged, "hidden")
+    close(hidden(X), jnp.tanh(X @ W))
+    rest = lambda h: (h * h * W[0]).sum()
+    direct = jaxlift.deeplift(rest)(hidden(X), hidden(R))
+    close(jaxlift.deeplift(tagged, at="hidden")(X, R), direct)
+    both = jaxlift.multipliers(tagged, at=("hidden", "square"))(X, R)
+    close(both["square"], W[0])
+    close(both["hidden"] * (hidden(X) - hidden(R)), direct)
+
+
+def test_neuron_attribution():
+    neuron = jaxlift.deeplift(jaxlift.intermediate(tagged, "hidden"), target=3)(X, R)
+    close(neuron.sum(), jnp.tanh(X @ W)[3] - jnp.tanh(R @ W)[3])
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint])
+def test_tags_in_a_scan_come_stacked(wrap):
+    def f(x):
+        def body(c, w):
+            c = checkpoint_name(jnp.tanh(c * w + x), "state")
+            return c, c.sum()
+
+        return lax.scan(body, x, W[:, 0])[1].sum()
+
+    f = wrap(f)
+    states = jaxlift.intermediate(f, "state")(X)
+    assert states.shape == (3, 3)
+    c = jaxlift.deeplift(f, at="state")(X, R)
+    assert c.shape == (3, 3)
+    # The last state reaches the output by its sum alone.
+    close(c[-1], states[-1] - jaxlift.intermediate(f, "state")(R)[-1])
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        jax.nn.softmax,
+        jax.nn.log_softmax,
+        jax.nn.sigmoid,
+        jnp.tanh,
+        jax.jit(jax.nn.softmax),
+        lambda z: jax.nn.softmax(z).reshape(-1),
+        lambda z: (lambda e: e / e.sum())(jnp.exp(z - z.max())),
+    ],
+)
+def test_pre_activation(last):
+    close(jaxlift.pre_activation(lambda x: last(x @ W))(X), X @ W)
+
+
+# ---------------------------------------------------------------------- errors
+
+F = jnp.sum
+WHILE = lambda x: lax.while_loop(lambda c: c.sum() < 10, lambda c: c * 2 + 1, x).sum()
+CALLBACK = lambda x: jax.pure_callback(lambda y: y, x, x).sum()
+
+ERRORS = {
+    "not a function": (TypeError, "int: 3", lambda: jaxlift.deeplift(3)),
+    "vector output": (
+        ValueError, r"shape \(4,\).*target=", lambda: jaxlift.deeplift(logits)(X, R)),
+    "shape": (jaxlift.ReferenceMismatchError, r"\(4,\)",
+              lambda: jaxlift.deeplift(F)(X, jnp.ones(4))),
+    "larger shape": (jaxlift.ReferenceMismatchError, r"\(2, 3\)",
+                     lambda: jaxlift.deeplift(F)(X, jnp.ones((2, 3)))),
+    "dtype": (jaxlift.ReferenceMismatchError, "float16",
+              lambda: jaxlift.deeplift(F)(X, R.astype("float16"))),
+    "integer reference": (jaxlift.ReferenceMismatchError, "int32",
+                          lambda: jaxlift.deeplift(F)(X, jnp.ones(3, int))),
+    "tree": (jaxlift.ReferenceMismatchError, "tree",
+             lambda: jaxlift.deeplift(lambda p: p["a"].sum())({"a": X}, {"b": R})),
+    "not a tuple": (jaxlift.ReferenceMismatchError, "tuple of 2",
+                    lambda: jaxlift.deeplift(lambda a, b: a @ b, (0, 1))(X, X, R)),
+    "integer input": (TypeError, "int32",
+                      lambda: jaxlift.deeplift(F)(X.astype(int), R)),
+    "complex input": (TypeError, "complex64",
+                      lambda: jaxlift.deeplift(F)(X + 0j, 0.0)),
+    "integer output": (TypeError, "int32",
+                       lambda: jaxlift.deeplift(lambda x: x.astype(int).sum())(X, R)),
+    "several outputs": (TypeError, "tree",
+                        lambda: jaxlift.deeplift(lambda x: (x.sum(), x))(X, R)),
+    "target": (ValueError, r"\(9,\).*\(4,\)",
+               lambda: jaxlift.deeplift(logits, target=9)(X, R)),
+    "target rank": (ValueError, r"\(0, 0\)",
+                    lambda: jaxlift.deeplift(logits, target=(0, 0))(X, R)),
+    "target type": (TypeError, "'a'", lambda: jaxlift.deeplift(logits, target="a")),
+    "argnums": (ValueError, "argnums 2", lambda: jaxlift.deeplift(F, 2)(X, R)),
+    "argnums twice": (ValueError, "twice",
+                      lambda: jaxlift.deeplift(jnp.dot, (0, -2))(X, X, (R, R))),
+    "argnums type": (TypeError, "argnums", lambda: jaxlift.deeplift(F, "x")),
+    "no reference": (TypeError, "reference", lambda: jaxlift.deeplift(F)(X)),
+    "no tag": (ValueError, r"'q'.*\['hidden', 'square'\]",
+               lambda: jaxlift.deeplift(tagged, at="q")(X, R)),
+    "no tag to return": (ValueError, "'q'",
+                         lambda: jaxlift.intermediate(tagged, "q")(X)),
+    "a tag twice": (ValueError, "more than one",
+                    lambda: jaxlift.intermediate(lambda x: tagged(x) + tagged(x),
+                                                 "hidden")(X)),
+    "no references": (ValueError, "empty",
+                      lambda: jaxlift.deeplift_shap(F)(X, jnp.ones((0, 3)))),
+    "batch_size": (ValueError, "batch_size",
+                   lambda: jaxlift.deeplift_shap(F, batch_size=0)(X, jnp.ones((2, 3)))),
+    "references": (ValueError, "leading axis",
+                   lambda: jaxlift.deeplift_shap(F)(X, 0.0)),
+    "steps": (ValueError, "steps", lambda: jaxlift.integrated_gradients(F, steps=0)),
+    "no pre-activation": (ValueError, "mul",
+                          lambda: jaxlift.pre_activation(lambda x: x * 2)(X)),
+    "trip count": (jaxlift.UnsupportedPrimitiveError, "trip count.*test_transforms.py",
+                   lambda: jaxlift.deeplift(WHILE)(X, R)),
+    "callback": (jaxlift.UnsupportedPrimitiveError, "pure_callback.*test_transforms.py",
+                 lambda: jaxlift.deeplift(CALLBACK)(X, R)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_name_the_offender_while_tracing(name):
+    kind, message, call = ERRORS[name]
+    with pytest.raises(kind, match=message):
+        jax.eval_shape(lambda: call())
+
+
+def test_non_finite_data_propagate():
+    x = jnp.array([jnp.nan, 1.0, 2.0])
+    m = jaxlift.multipliers(lambda x: jnp.tanh(x).sum())(x, R)
+    assert jnp.isnan(m[0]) and jnp.isfinite(m[1:]).all()
+
+
+def test_tables_are_immutable_and_extended_by_or():
+    with pytest.raises(TypeError):
+        jaxlift.RESCALE[lax.tanh_p] = None
+    double = lambda step, x: type(x)(2 * step.bind(x.x), 2 * step.bind(x.r))
+    rules = jaxlift.RESCALE | {lax.tanh_p: double}
+    f = lambda x: jnp.tanh(x).sum()
+    close(jaxlift.vjp(f, X, R, rules=rules)[0], 2 * f(X))
+
+
+def test_effects_happen_once(capfd):
+    def f(x):
+        jax.debug.print("seen {}", x[0])
+        return x.sum()
+
+    jaxlift.deeplift(f)(X, R)
+    jax.effects_barrier()
+    assert capfd.readouterr().out.count("seen 1.0") == 1
