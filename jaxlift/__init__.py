@@ -2,8 +2,10 @@
 
 from jaxlift._arguments import ReferenceMismatchError as ReferenceMismatchError
 from jaxlift._interpret import UnsupportedPrimitiveError as UnsupportedPrimitiveError
+from jaxlift._tables import GENOMICS_DEFAULT as GENOMICS_DEFAULT
 from jaxlift._tables import GRADIENT as GRADIENT
 from jaxlift._tables import RESCALE as RESCALE
+from jaxlift._tables import REVEAL_CANCEL as REVEAL_CANCEL
 from jaxlift._tables import WINNER_AT_INPUT as WINNER_AT_INPUT
 from jaxlift._transforms import deeplift as deeplift
 from jaxlift._transforms import deeplift_shap as deeplift_shap

@@ -33,6 +33,7 @@ from jaxlift._values import (
     at_input,
     at_reference,
     attach,
+    kind_of,
     pair_of,
     piece_of,
     settle,
@@ -74,7 +75,10 @@ def custom_jvp(step: Step, *operands: Any) -> list:
     inputs = [o for o in operands if isinstance(o, Varying)]
     if all(isinstance(o, Piece) for o in outputs) and one_root((*inputs, *outputs)):
         return _own_slopes(step, operands, outputs)
-    return _own_derivative(step, [settle(operand) for operand in operands])
+    settled = [settle(operand) for operand in operands]
+    if kind_of(settled) is not Pair:
+        return outputs
+    return _own_derivative(step, settled)
 
 
 def _own_slopes(step: Step, operands: Sequence, outputs: Sequence[Piece]) -> list:
@@ -133,7 +137,7 @@ def _own_derivative(step: Step, operands: Sequence) -> list:
         )
         return [pair_of(output).x for output in outputs]
 
-    points = [operands[k].points for k in players]
+    points = [operands[k].ends for k in players]
     same = functools.reduce(jnp.logical_and, [jnp.all(x == r) for x, r in points])
     xs = lax.cond(same, own, body, *(operands[k].x for k in players))
     rs = step.bind(*map(at_reference, operands))
@@ -171,12 +175,21 @@ def scan(step: Step, *operands: Any) -> list:
         inner = context.inner(seeds)
         outputs = interpret(inner, jaxpr, constants, [*consts, *carry, *xs])
         outputs = [settle(output) for output in outputs]
-        ys = outputs[n_carry:]
-        return _lift(outputs[:n_carry], moving), (ys, inner.found)
+        return outputs[:n_carry], (outputs[n_carry:], inner.found)
+
+    def once(carry):
+        row = jax.tree.map(lambda leaf: leaf[0], (xs, seeds))
+        return body(carry, row)[0]
+
+    kinds = _kinds(context, once, carry, moving)
+
+    def lifted(carry, row):
+        carry, ys = body(carry, row)
+        return _lift(carry, kinds), ys
 
     carry, (ys, found) = lax.scan(
-        body,
-        _lift(carry, moving),
+        lifted,
+        _lift(carry, kinds),
         (xs, seeds),
         length=params["length"],
         reverse=params["reverse"],
@@ -208,9 +221,12 @@ def while_loop(step: Step, *operands: Any) -> list:
 
     def body(carry):
         outputs = _walk(context, params["body_jaxpr"], [*body_consts, *carry])
-        return _lift(map(settle, outputs), moving)
+        return [settle(output) for output in outputs]
 
-    return lax.while_loop(going_on, body, _lift(carry, moving))
+    kinds = _kinds(context, body, carry, moving)
+    return lax.while_loop(
+        going_on, lambda carry: _lift(body(carry), kinds), _lift(carry, kinds)
+    )
 
 
 def cond(step: Step, index: Any, *operands: Any) -> list:
@@ -226,16 +242,24 @@ def cond(step: Step, index: Any, *operands: Any) -> list:
     varies = [isinstance(operand, Varying) for operand in operands]
     jaxprs = [_compat.open_jaxpr(branch)[0] for branch in branches]
     rows = [depends(jaxpr, varies) for jaxpr in jaxprs]
-    moving = [any(row) for row in zip(*rows, strict=True)]
+    kinds: list = [Pair if any(row) else None for row in zip(*rows, strict=True)]
 
     def walked(branch):
         def function(*operands):
             outputs = _walk(step.context, branch, operands)
-            return _lift(map(settle, outputs), moving)
+            return [settle(output) for output in outputs]
 
         return function
 
-    return lax.switch(index, [walked(branch) for branch in branches], *operands)
+    functions = [walked(branch) for branch in branches]
+    if step.context.opens_splits:
+        for function in functions:
+            kinds = _joined(kinds, jax.eval_shape(function, *operands))
+
+    def lifted(function):
+        return lambda *operands: _lift(function(*operands), kinds)
+
+    return lax.switch(index, [lifted(function) for function in functions], *operands)
 
 
 def shard_map(step: Step, *operands: Any) -> list:
@@ -319,9 +343,33 @@ def _moving(jaxpr: core.Jaxpr, operands: Sequence, n_consts: int, n_carry: int) 
         varies[n_consts : n_consts + n_carry] = moving
 
 
-def _lift(values: Any, moving: Sequence[bool]) -> list:
-    """Values in the form that a loop carries: pairs where they vary."""
-    return [pair_of(v) if m else v for v, m in zip(values, moving, strict=True)]
+def _lift(values: Any, kinds: Sequence[type[Pair] | None]) -> list:
+    """Values in the form that a loop carries: pairs of a kind where they vary."""
+    return [
+        value if kind is None else kind.of(pair_of(value))
+        for value, kind in zip(values, kinds, strict=True)
+    ]
+
+
+def _kinds(context: Context, once: Any, carry: Sequence, moving: Sequence) -> list:
+    """The kind in which each carried value can stay: plain, a pair, a split."""
+    kinds: list = [Pair if m else None for m in moving]
+    kinds = _joined(kinds, carry)
+    while context.opens_splits:
+        before, kinds = kinds, _joined(kinds, jax.eval_shape(once, _lift(carry, kinds)))
+        if kinds == before:
+            break
+    return kinds
+
+
+def _joined(kinds: Sequence, values: Sequence) -> list:
+    """The richer of each kind and that of a value, where it varies at all."""
+
+    def join(kind, value):
+        richer = kind and isinstance(value, Pair) and value.rank > kind.rank
+        return type(value) if richer else kind
+
+    return [join(*row) for row in zip(kinds, values, strict=True)]
 
 
 def _parts(values: Sequence, first: int, second: int) -> tuple[list, list, list]:

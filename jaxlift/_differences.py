@@ -19,7 +19,6 @@ jnp. `d` is 0 where `a == b`, infinities included.
 """
 
 import math
-from collections.abc import Callable
 from functools import cache, partial
 
 import jax

@@ -10,6 +10,7 @@ output, or the list of its outputs where it has several. Operands are fixed arra
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -98,6 +99,11 @@ class Context:
         self.rules, self.tags, self.seeds = rules, tags, seeds
         self.found: dict[str, Any] = {}
         self.origins: dict[int, Origin] = {}
+
+    @functools.cached_property
+    def opens_splits(self) -> bool:
+        """Whether a rule of the table keeps positive and negative parts apart."""
+        return any(getattr(rule, "opens_split", False) for rule in self.rules.values())
 
     def inner(self, seeds: Mapping[str, Any]) -> Context:
         """The context of a body that is traced on its own, a scan's say."""

@@ -29,6 +29,7 @@ from jaxlift._values import (
     at_reference,
     attach,
     is_discrete,
+    kind_of,
     number,
     piece_of,
     scale,
@@ -47,13 +48,7 @@ def linear(step: Step, *operands: Any, indices: Sequence[int] = ()) -> Any:
 
     JAX's own derivative of the step is the rule.
     """
-    xs = step.bind(*map(at_input, operands))
-    rs = step.bind(*map(at_reference, operands))
-    carriers = _carriers(step, operands, indices)
-    if not step.primitive.multiple_results:
-        return Pair(xs, rs, carriers)
-    carriers = carriers or [None] * len(xs)
-    return [Pair(*sides) for sides in zip(xs, rs, carriers, strict=True)]
+    return kind_of(operands).linear(step, operands, indices)
 
 
 def gradient(step: Step, *operands: Any) -> Any:
@@ -65,36 +60,26 @@ def gradient(step: Step, *operands: Any) -> Any:
     return [still(x, r) for x, r in zip(xs, rs, strict=True)]
 
 
-def _carriers(step: Step, operands: Sequence, indices: Sequence[int]) -> Any:
-    """The step on the floats that carry the tangents of booleans and integers."""
-    if not is_discrete(step.eqn.outvars[0].aval):
-        return None
-    numbers = [
-        operand
-        if k in indices
-        else operand.source
-        if isinstance(operand, Pair)
-        else number(operand)
-        for k, operand in enumerate(operands)
-    ]
-    return step.bind(*numbers)
-
-
 def bilinear(step: Step, *operands: Any) -> Any:
     """A product: `d(uv) = du mid(v) + mid(u) dv`; linear where one factor is fixed."""
+    if kind_of(operands) is Pair and not all(isinstance(o, Pair) for o in operands):
+        return linear(step, *operands)
     u, v = operands
-    if not (isinstance(u, Pair) and isinstance(v, Pair)):
-        return linear(step, u, v)
-    return secant(
-        step.bind(u.value, v.value),
-        step.bind(u.r, v.r),
+    terms = (
         (lambda w, t: step.bind(t, w), middle(v), u),
         (lambda w, t: step.bind(w, t), middle(u), v),
+    )
+    return secant(
+        step.bind(stopped(u), stopped(v)),
+        step.bind(at_reference(u), at_reference(v)),
+        *(term for term in terms if isinstance(term[2], Pair)),
     )
 
 
 def middle(operand: Any) -> Any:
     """The mean of a value over the two points."""
+    if not isinstance(operand, Pair):
+        return operand
     return 0.5 * stopped(operand) + 0.5 * at_reference(operand)
 
 
@@ -264,12 +249,7 @@ def _one_shape(step: Step, operands: Sequence) -> list:
 
 def broadcast(pair: Pair, shape: Sequence[int]) -> Pair:
     """A pair in a larger shape."""
-    carrier = pair.carrier
-    return Pair(
-        jnp.broadcast_to(pair.x, shape),
-        jnp.broadcast_to(pair.r, shape),
-        None if carrier is None else jnp.broadcast_to(carrier, shape),
-    )
+    return jax.tree.map(lambda array: jnp.broadcast_to(array, shape), pair)
 
 
 def extend(step: Step, operands: Sequence) -> Piece:
@@ -488,7 +468,7 @@ def extremum(sign: int) -> Callable:
             moved = jnp.moveaxis(array, axes, last)
             return moved.reshape(*step.out_shape, -1)
 
-        x, r = (sign * _wide(flat(number(v))) for v in operand.points)
+        x, r = (sign * _wide(flat(number(v))) for v in operand.ends)
         weights = _extremum_weights(x, r, _shares)
         return secant(
             step.bind(operand.value),
@@ -510,7 +490,7 @@ def window_extremum(sign: int) -> Callable:
         def windows(array, fill):
             return patches(array, fill, **step.params)
 
-        x, r = (sign * windows(_wide(v), -sign * jnp.inf) for v in operand.points)
+        x, r = (sign * windows(_wide(v), -sign * jnp.inf) for v in operand.ends)
         weights = _extremum_weights(x, r, lambda hits: _first(hits).astype(x.dtype))
         return secant(
             step.bind(operand.value),

@@ -37,13 +37,13 @@ from jaxlift._interpret import Origins, Step, lazy
 from jaxlift._rules import elementwise
 from jaxlift._values import (
     Pair,
-    Piece,
     Varying,
     at_input,
     at_reference,
     is_discrete,
     pair_of,
     piece_of,
+    scale,
     secant,
     settle,
     shape_of,
@@ -74,7 +74,7 @@ class _LogSumExp:
             )
 
         self.pair = pair
-        self.x, self.r = (wide(v) for v in pair.points)
+        self.x, self.r = (wide(v) for v in pair.ends)
         # Values and probabilities are each point's own ...
         own, own0 = finite_max(self.x), finite_max(self.r)
         (log_s, self.sign), (log_s0, _) = total(self.x, own), total(self.r, own0)
@@ -127,16 +127,27 @@ class _LogSumExp:
 
     def log_softmax(self) -> Pair:
         """`operand - logsumexp(operand)`."""
-        axes, dtype = self.axes, self.pair.r.dtype
+        return self._step(self.log_p, self.log_p0, 1.0, self.pair.r.dtype)
+
+    def softmax(self, dtype: Any) -> Pair:
+        """`exp(log_softmax(operand))`."""
+        slope = DIFFERENCES[P.exp_p][0](self.log_p, self.log_p0)
+        return self._step(jnp.exp(self.log_p), jnp.exp(self.log_p0), slope, dtype)
+
+    def _step(self, value: Any, reference: Any, slope: Any, dtype: Any) -> Pair:
+        """`slope_i ((1 - M_i) t_i - sum over the others of M_j t_j)`."""
+        axes = self.axes
 
         def others(weights, tangent):
-            own = weights[0] * tangent
-            return weights[1] * tangent - (own.sum(axes, keepdims=True) - own)
+            weight, slope = weights
+            own = weight * tangent
+            return scale(slope, own.sum(axes, keepdims=True) - own)
 
         return secant(
-            self.log_p.astype(dtype),
-            self.log_p0.astype(dtype),
-            (others, (self.weights, self.left_over()), self.pair),
+            value.astype(dtype),
+            reference.astype(dtype),
+            (scale, scale(slope, self.left_over()), self.pair),
+            (others, (-self.weights, slope), self.pair),
         )
 
 
@@ -160,7 +171,7 @@ def softmax_or_divide(step: Step, numerator: Any, denominator: Any) -> Varying:
     powers = softmax_of(step.context, numerator, denominator)
     if powers is None:
         return elementwise(step, numerator, denominator)
-    return _exp_of(step, _LogSumExp(powers).log_softmax())
+    return _LogSumExp(powers).softmax(step.out_dtype)
 
 
 @lazy
@@ -210,13 +221,6 @@ def _is_maximum(origins: Origins, value: Any) -> bool:
     return origin.eqn.primitive in through and any(
         _is_maximum(origins, operand) for operand in origin.operands
     )
-
-
-def _exp_of(step: Step, root: Pair) -> Piece:
-    piece = Piece.identity(root)
-    values = [lax.exp(point).astype(step.out_dtype) for point in piece.points]
-    ends = [[wide(piece.points[k]) for k in interval] for interval in root.intervals]
-    return piece.extended(values, [DIFFERENCES[P.exp_p][0](a, b) for a, b in ends], 1)
 
 
 class Powers:

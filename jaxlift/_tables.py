@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jax.extend.core import primitives as P
 
-from jaxlift import _compat, _control, _rules, _softmax
+from jaxlift import _compat, _control, _reveal_cancel, _rules, _softmax
 from jaxlift._compat import existing
 from jaxlift._differences import DIFFERENCES, STEPS
 from jaxlift._interpret import table
@@ -62,6 +62,16 @@ RESCALE = table(
     STRUCTURE,
 )
 """Rescale (Shrikumar et al. 2017, section 3.5.2), extended to every primitive."""
+
+_PRODUCTS = existing("dot_general", "conv_general_dilated")
+
+REVEAL_CANCEL = table(RESCALE, dict.fromkeys(_PRODUCTS, _reveal_cancel.opening))
+"""RevealCancel: products with fixed weights keep what pushes up apart from what pushes
+down (Shrikumar et al. 2017, section 3.5.3)."""
+
+GENOMICS_DEFAULT = table(REVEAL_CANCEL, {P.conv_general_dilated_p: _rules.bilinear})
+"""The original implementation's default for genomics: Rescale after convolutions,
+RevealCancel after dense layers."""
 
 GRADIENT = table(
     dict.fromkeys(RESCALE.keys() - STRUCTURE.keys(), gradient),

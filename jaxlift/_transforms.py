@@ -426,7 +426,7 @@ def _evaluate(
         y = pair_of(y)
         aux = [a.x if isinstance(a, Pair) else a for a in aux]
         tagged = {
-            name: Pair(*pair_of(value).points) for name, value in context.found.items()
+            name: Pair(*pair_of(value).ends) for name, value in context.found.items()
         }
         return y.x, (y.r, aux, tagged)
 

@@ -66,6 +66,7 @@ class Pair(Varying):
     """
 
     intervals = ((0, 1),)
+    rank = 0
 
     def __init__(self, x: Array, r: Array, carrier: Array | None = None):
         self.x, self.r, self.carrier = x, r, carrier
@@ -83,11 +84,61 @@ class Pair(Varying):
     @property
     def points(self) -> tuple[Array, ...]:
         """The points at which a function of this value has to be known."""
+        return self.ends
+
+    @property
+    def ends(self) -> tuple[Array, Array]:
+        """The value at the input, its tangent stopped, and at the reference."""
         return self.value, self.r
 
     def close(self, values: Sequence[Array], slopes: Sequence[Slope]) -> Pair:
         """The function of this pair with these values and slopes, as a pair."""
         return secant(*values, (scale, slopes[0], self))
+
+    @classmethod
+    def of(cls, pair: Pair) -> Pair:
+        """A pair as one of this kind."""
+        return pair
+
+    @classmethod
+    def secant(cls, value: Array, reference: Array, terms: Sequence[tuple]) -> Pair:
+        """The pair (value, reference) that moves with its terms; see `secant`."""
+        maps, weights, operands = zip(*terms, strict=True)
+        sources = [operand.source for operand in operands]
+        tangent_map = Partial(functools.partial(_total, maps), list(weights))
+        if is_discrete(value):
+            carrier = jnp.asarray(value, sources[0].dtype)
+            return Pair(value, reference, attach(carrier, tangent_map, sources))
+        return Pair(attach(value, tangent_map, sources), reference)
+
+    @classmethod
+    def linear(cls, step: Any, operands: Sequence, indices: Sequence[int]) -> Any:
+        """A linear step at both points, JAX's own derivative of it."""
+        xs = step.bind(*map(at_input, operands))
+        rs = step.bind(*map(at_reference, operands))
+        if not is_discrete(step.eqn.outvars[0].aval):
+            carriers = None
+        else:  # the same step on the floats that carry the tangents
+            carriers = step.bind(
+                *(
+                    o.source
+                    if isinstance(o, Pair)
+                    else o
+                    if k in indices
+                    else number(o)
+                    for k, o in enumerate(operands)
+                )
+            )
+        if not step.primitive.multiple_results:
+            return Pair(xs, rs, carriers)
+        carriers = carriers or [None] * len(xs)
+        return [Pair(*sides) for sides in zip(xs, rs, carriers, strict=True)]
+
+
+def kind_of(operands: Sequence) -> type[Pair]:
+    """The kind of pair that comes of these operands: the richest among them."""
+    pairs = (type(operand) for operand in operands if isinstance(operand, Pair))
+    return max(pairs, key=lambda kind: kind.rank)
 
 
 def pair_of(value: Any) -> Pair:
@@ -139,18 +190,16 @@ def secant(value: Array, reference: Array, *terms: tuple[Callable, Any, Pair]) -
     """
     if not terms:
         return still(value, reference)
-    maps, weights, operands = zip(*terms, strict=True)
     # An output narrower than float32 stores slopes of its own width.
-    weights = jax.tree.map(lambda weight: _narrow(weight, value), list(weights))
-    sources = [operand.source for operand in operands]
-    tangent_map = Partial(functools.partial(_total, maps), weights)
-    if is_discrete(value):
-        carrier = jnp.asarray(value, sources[0].dtype)
-        return Pair(value, reference, attach(carrier, tangent_map, sources))
-    return Pair(attach(value, tangent_map, sources), reference)
+    terms = tuple(
+        (m, jax.tree.map(lambda w: narrow(w, value), weight), operand)
+        for m, weight, operand in terms
+    )
+    return kind_of([operand for *_, operand in terms]).secant(value, reference, terms)
 
 
-def _narrow(weight: Any, value: Array) -> Any:
+def narrow(weight: Any, value: Array) -> Any:
+    """A slope in the dtype of the value whose slope it is."""
     if isinstance(weight, (int, float)) or is_discrete(value) or is_discrete(weight):
         return weight
     return weight if jnp.iscomplexobj(weight) else weight.astype(value.dtype)

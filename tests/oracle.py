@@ -8,6 +8,7 @@ lists of cases are empty, and the tests over them are skipped.
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import pathlib
 
@@ -25,6 +26,11 @@ def stems(folder: str, pattern: str = "*") -> list[str]:
     return sorted(path.stem for path in found)
 
 
+def has_data(name: str) -> bool:
+    """Whether a trained network is there."""
+    return (SHARED / "data" / name / "case.json").exists()
+
+
 class Case:
     """One stored case: its sidecar, its arrays, and its network as a function.
 
@@ -33,8 +39,7 @@ class Case:
       arrays: by name; all numbers in one floating dtype.
       inputs: the names of the network's inputs.
       layers: those up to the explained one.
-      values: from one array per input, with its batch axis, to the values of all these
-        layers, by name (see `network`).
+      functions: by layer, the function of its inputs.
     """
 
     def __init__(self, sidecar, arrays, dtype=np.float64):
@@ -50,8 +55,8 @@ class Case:
         target = sidecar["target"]
         last = target["layer"] if isinstance(target, dict) else layers[-1]["name"]
         end = [layer["name"] for layer in layers].index(last)
-        self.layers = layers[: end + 1]
-        self.values = network(self.inputs, self.layers, self.stored("w"))
+        self.layers = [layer for layer in layers[: end + 1] if layer["type"] != "input"]
+        self.functions = functions(self.layers, self.stored("w"))
 
     def stored(self, prefix: str) -> dict[str, np.ndarray]:
         """The arrays whose name starts with `prefix.`, by what follows it."""
@@ -68,18 +73,34 @@ class Case:
 
     @property
     def targets(self) -> list[int]:
-        """Which outputs the stored scores explain: their leading axis."""
+        """Which outputs are explained: the leading axis of the scores."""
         if "targets" in self.sidecar:
             return self.sidecar["targets"]
-        return self.sidecar["target"]["task_indices"]
+        outputs = len(self.arrays[f"w.{self.layers[-1]['name']}.bias"])
+        return self.sidecar["target"].get("task_indices", list(range(outputs)))
 
-    def outputs(self, *inputs, **kwargs):
+    def values(self, *inputs, replaced=None) -> dict:
+        """A batch of every input -> all inputs and layers, by name.
+
+        Args:
+          *inputs: arrays with a batch axis.
+          replaced: layers to compute otherwise: functions by name, to which the
+            layer's own function and its inputs are passed.
+        """
+        found = dict(zip(self.inputs, inputs, strict=True))
+        for layer in self.layers:
+            name = layer["name"]
+            operands = [found[operand] for operand in layer["inputs"]]
+            apply = self.functions[name]
+            if replaced and name in replaced:
+                found[name] = replaced[name](apply, *operands)
+            else:
+                found[name] = apply(*operands)
+        return found
+
+    def outputs(self, *inputs, replaced=None):
         """A batch of every input -> the explained layer."""
-        return self.values(*inputs, **kwargs)[self.layers[-1]["name"]]
-
-    def f(self, *inputs):
-        """One example of every input -> the explained layer."""
-        return self.outputs(*(x[None] for x in inputs))[0]
+        return self.values(*inputs, replaced=replaced)[self.layers[-1]["name"]]
 
 
 @functools.cache
@@ -103,60 +124,39 @@ def real(name: str, dtype=np.float32) -> Case:
     return Case(sidecar, arrays, dtype)
 
 
-def network(inputs, layers, weights):
-    """The function that a list of layers describes.
+def functions(layers, weights) -> dict:
+    """The function of every layer, by its name.
 
     The weights and parameters of a layer are keyword arguments of the function of its
-    type (`LAYERS`, below), so that an unknown one is an error and never ignored.
+    type (`LAYERS`, below), so that one it does not know is an error, never ignored.
 
     Args:
-      inputs: the names of the inputs.
       layers: dicts with `name`, `type`, `inputs` and the parameters of the type.
       weights: arrays by `<layer>.<parameter>`.
-
-    Returns:
-      `values(*inputs, replaced={})`: the inputs and the values of all layers, by name.
-      `replaced` maps names of layers to functions `g(layer, *operands)` to be used in
-      place of these layers.
     """
-    known = set(inputs)
-    steps = []
+    found = {}
     for layer in layers:
-        options = {k: v for k, v in layer.items() if k not in _DESCRIPTION}
         name, kind = layer["name"], layer["type"]
-        if kind == "input":
-            continue
         if kind not in LAYERS:
             raise NotImplementedError(
                 f"layer '{name}': unknown type '{kind}'; known are {sorted(LAYERS)}"
             )
-        if missing := set(layer["inputs"]) - known:
-            raise ValueError(f"layer '{name}' reads {sorted(missing)} before they are")
+        options = {k: v for k, v in layer.items() if k not in _DESCRIPTION}
         if "approximate='tanh'" in layer.get("repr", ""):
             options.setdefault("approximate", "tanh")
         for key, value in weights.items():
             owner, _, parameter = key.rpartition(".")
             if owner == name and parameter not in _TRAINING:
                 options[parameter] = value
-        known.add(name)
-        apply = functools.partial(LAYERS[kind], **options)
-        steps.append((name, kind, layer["inputs"], apply))
-
-    def values(*arrays, replaced=None):
-        found = dict(zip(inputs, arrays, strict=True))
-        for name, kind, names, apply in steps:
-            operands = [found[operand] for operand in names]
-            try:
-                if replaced and name in replaced:
-                    found[name] = replaced[name](apply, *operands)
-                else:
-                    found[name] = apply(*operands)
-            except TypeError as error:
-                error.add_note(f"in layer '{name}' of type '{kind}'")
-                raise
-        return found
-
-    return values
+        known = inspect.signature(LAYERS[kind]).parameters.values()
+        names = {p.name for p in known if p.kind is p.KEYWORD_ONLY}
+        anything = any(p.kind is p.VAR_KEYWORD for p in known)
+        if (unknown := set(options) - names) and not anything:
+            raise NotImplementedError(
+                f"layer '{name}' of type '{kind}': unknown {sorted(unknown)}"
+            )
+        found[name] = functools.partial(LAYERS[kind], **options)
+    return found
 
 
 _DESCRIPTION = {"name", "type", "inputs", "shape", "repr", "note"}
@@ -227,7 +227,7 @@ def _mean_windows(x, *windows, count_padding=False):
     return total / lax.reduce_window(ones, 0.0, lax.add, *windows)
 
 
-# ------------------------------------------------------------- the original's layer types
+# ----------------------------------------------------------- the original's layer types
 
 
 def _conv_original(
@@ -272,7 +272,7 @@ def _batchnorm(x, *, gamma=1.0, beta=0.0, mean, var, axis=-1, epsilon):
     return gamma * (x - mean) / np.sqrt(var + epsilon) + beta
 
 
-# ------------------------------------------------------------------- torch's layer types
+# ------------------------------------------------------------------ torch's layer types
 
 
 def _conv_torch(

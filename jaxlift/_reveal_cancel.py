@@ -1,0 +1,241 @@
+"""RevealCancel: what pushed a value up, kept apart from what pushed it down.
+
+A `Split` carries `pos >= 0 >= neg` with `v = v0 + pos + neg`, and its two parts
+receive two multipliers. Both are ordinary JAX values that carry their own tangents, so
+every rule here is a forward formula, and the way back is JAX's transposition of it.
+
+* A product with fixed weights opens a split (the Linear rule, `opening`).
+* Steps that only add and move keep the parts apart; `M+` of any other step sends a
+  part to the same side, `M-` to the other one (`Split.secant`).
+* An activation gives each part its two-player Shapley value (`Split.close`).
+
+Source: Shrikumar et al. 2017, sections 3.4, 3.5.1, 3.5.3 and appendix; for activations
+that are not monotone the paper leaves open where an impact of the opposite sign goes:
+here it crosses to the other part.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.tree_util import Partial
+
+from jaxlift._interpret import Step
+from jaxlift._rules import bilinear
+from jaxlift._values import (
+    Array,
+    Pair,
+    Slope,
+    at_reference,
+    attach,
+    is_discrete,
+    narrow,
+    scale,
+    stopped,
+)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["at", "r", "pos", "neg"],
+    meta_fields=[],
+)
+class Split(Pair):
+    """A pair whose difference is known in two parts, `pos >= 0 >= neg`.
+
+    `at`, the value, has no tangent; `pos` and `neg` have one each. To a rule that knows nothing
+    of parts it is a pair, both parts of which get the multiplier of the whole.
+    """
+
+    # From the reference up and down, from there down and up to the input; the whole way.
+    intervals = ((2, 1), (0, 3), (3, 1), (0, 2), (0, 1))
+    rank = 1
+    carrier = None
+
+    def __init__(self, at: Array, r: Array, pos: Array, neg: Array):
+        self.at, self.r, self.pos, self.neg = at, r, pos, neg
+
+    @classmethod
+    def of(cls, pair: Pair) -> Split:
+        """A pair by the sign of its difference.
+
+        Its multiplier is that of the part which is there, at no difference the mean.
+        """
+        if isinstance(pair, Split):
+            return pair
+        difference = pair.value - pair.r
+
+        def part(sign):
+            share = 0.5 + 0.5 * sign * jnp.sign(difference)
+            size = jnp.where(sign * difference > 0, difference, 0)
+            return attach(size, Partial(scale, share), (pair.x,))
+
+        return cls(pair.value, pair.r, part(1), part(-1))
+
+    @property
+    def value(self) -> Array:
+        """The value at the input, its tangent stopped."""
+        return self.at
+
+    @property
+    def x(self) -> Array:
+        """The value at the input with the tangent of both parts."""
+        return attach(self.at, Partial(jnp.add), (self.pos, self.neg))
+
+    @property
+    def parts(self) -> tuple[Array, Array]:
+        """The two parts without their tangents."""
+        return lax.stop_gradient((self.pos, self.neg))
+
+    @property
+    def points(self) -> tuple[Array, ...]:
+        """The input, the reference, and the reference moved by either part."""
+        pos, neg = self.parts
+        return self.value, self.r, self.r + pos, self.r + neg
+
+    def close(self, values: Sequence[Array], slopes: Sequence[Slope]) -> Pair:
+        """An activation: the Shapley values of the two parts (paper, section 3.5.3).
+
+        `m_pos = ½ [D(r+p, r) + D(r+p+n, r+n)]`, `m_neg = ½ [D(r+n, r) + D(r+p+n, r+p)]`.
+
+        Where the function is not finite at `r+p` or `r+n` (a variance there may be
+        negative, an exponent too large) both parts get the slope of the whole way.
+        """
+        up = 0.5 * (slopes[0] + slopes[1])
+        down = 0.5 * (slopes[2] + slopes[3])
+        if not isinstance(up + down, float):
+            defined = jnp.isfinite(up) & jnp.isfinite(down)
+            up, down = (jnp.where(defined, m, slopes[4]) for m in (up, down))
+        value, reference = values[:2]
+        if is_discrete(value):
+            carrier = jnp.asarray(value, self.pos.dtype)
+            weights = Partial(_weighted_sum, up, down)
+            return Pair(
+                value, reference, attach(carrier, weights, (self.pos, self.neg))
+            )
+        up, down = narrow(up, value), narrow(down, value)
+        return Split(
+            value,
+            reference,
+            *_sided([(scale, up, self.pos)], [(scale, down, self.neg)]),
+        )
+
+    @classmethod
+    def secant(cls, value: Array, reference: Array, terms: Sequence[tuple]) -> Pair:
+        """`M+` of every term to the same part, `M-` to the other one."""
+        splits = [(m, w, cls.of(operand)) for m, w, operand in terms]
+        if is_discrete(value) or any(
+            jnp.iscomplexobj(leaf) for _, w, _ in terms for leaf in jax.tree.leaves(w)
+        ):
+            return Pair.secant(value, reference, terms)
+        ups = [(m, w, split.pos) for m, w, split in splits]
+        downs = [(m, w, split.neg) for m, w, split in splits]
+        return cls(value, reference, *_sided(ups, downs))
+
+    @classmethod
+    def linear(cls, step: Step, operands: Sequence, indices: Sequence[int]) -> Any:
+        """A step that adds and moves: each part on its own.
+
+        The second operand of a subtraction comes with its parts swapped.
+        """
+        avals = [atom.aval for atom in (*step.eqn.invars, *step.eqn.outvars)]
+        if any(jnp.issubdtype(a.dtype, jnp.complexfloating) for a in avals):
+            return Pair.linear(step, operands, indices)
+
+        def part(own, other):
+            chosen = [
+                getattr(cls.of(o), other if k and step.primitive.name == "sub" else own)
+                if isinstance(o, Pair)
+                else o
+                if k in indices or is_discrete(o)
+                else jnp.zeros_like(o)
+                for k, o in enumerate(operands)
+            ]
+            return step.bind(*chosen)
+
+        sides = (
+            step.bind(*map(stopped, operands)),
+            step.bind(*map(at_reference, operands)),
+            part("pos", "neg"),
+            part("neg", "pos"),
+        )
+        if not step.primitive.multiple_results:
+            return cls(*sides)
+        return [cls(*rows) for rows in zip(*sides, strict=True)]
+
+
+def _weighted_sum(up: Slope, down: Slope, *tangents: Array) -> Array:
+    return up * tangents[0] + down * tangents[1]
+
+
+def _sided(ups: Sequence[tuple], downs: Sequence[tuple]) -> tuple[Array, Array]:
+    """What arrives on either side of terms `(map, weight, part)`."""
+
+    def total(same, crossing):
+        kept = [m(_at_least_0(w), part) for m, w, part in same]
+        crossed = [m(_at_most_0(w), part) for m, w, part in crossing]
+        return sum(kept + [c for c in crossed if c is not None])
+
+    return total(ups, downs), total(downs, ups)
+
+
+def _at_least_0(weight: Any) -> Any:
+    return _signed(weight, lambda w: jnp.maximum(w, 0), lambda w: w)
+
+
+def _at_most_0(weight: Any) -> Any:
+    return _signed(weight, lambda w: jnp.minimum(w, 0), jnp.zeros_like)
+
+
+def _signed(weight: Any, signed: Callable, discrete: Callable) -> Any:
+    """Of a tuple of weights only the first has a sign; integers are indices."""
+    if isinstance(weight, tuple):
+        return _signed(weight[0], signed, discrete), *weight[1:]
+    part = lambda w: discrete(w) if is_discrete(w) else signed(w)  # noqa: E731
+    return jax.tree.map(part, weight)
+
+
+def opening(step: Step, *operands: Any) -> Pair:
+    """The Linear rule: a product with fixed weights opens a split (section 3.5.1).
+
+    With `q = |w| |dx|` the parts are `pos = (dy + q) / 2`, `neg = (dy - q) / 2`, the
+    positive and the negative of the `w_i dx_i`, where `dx` is the net difference of
+    each input neuron. The derivative of `|dx|` being `sign(dx)`, the way back is
+    `m = w' (m_pos + m_neg) / 2 + sign(dx) |w|' (m_pos - m_neg) / 2`: for `dx > 0` what
+    the paper calls `w+' m_pos + w-' m_neg`, mirrored for `dx < 0`, half of each at 0.
+    """
+    varying = [isinstance(operand, Pair) for operand in operands]
+    if all(varying):
+        return bilinear(step, *operands)
+    k = varying.index(True)
+    pair, weights = operands[k], operands[1 - k]
+
+    def product(factor, weights):
+        return step.bind(*((factor, weights) if k == 0 else (weights, factor)))
+
+    difference = pair.value - pair.r
+    x = pair.x
+    size = attach(abs(difference), Partial(scale, jnp.sign(difference)), (x,))
+    y, q = product(x, weights), product(size, abs(weights))
+    value, reference = lax.stop_gradient(y), product(pair.r, weights)
+    # A part that should vanish is rounding noise: clamped to its sign.
+    dy, total = value - reference, lax.stop_gradient(q)
+    pos = attach(jnp.maximum(dy + total, 0) / 2, Partial(_mean), (y, q))
+    neg = attach(jnp.minimum(dy - total, 0) / 2, Partial(_half_difference), (y, q))
+    return Split(value, reference, pos, neg)
+
+
+opening.opens_split = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def _mean(u: Array, v: Array) -> Array:
+    return (u + v) / 2
+
+
+def _half_difference(u: Array, v: Array) -> Array:
+    return (u - v) / 2

@@ -1,0 +1,207 @@
+"""Every differentiable function of JAX: complete, finite, and the gradient's limit."""
+
+import functools
+
+import functions
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from functions import FUNCTIONS, REFUSED
+from jax import lax
+from jax.extend.core import primitives
+
+import jaxlift
+
+BOUNDS = {
+    "": {"float64": 1e-10, "float32": 1e-5},
+    "path": {"float64": 1e-6, "float32": 1e-4},
+    "half": {"float64": 2e-2, "float32": 2e-2},
+}
+
+
+def _accepted(options):
+    """Those compiler options that this XLA knows."""
+
+    def known(option):
+        try:
+            jax.jit(lambda x: x, compiler_options=dict([option]))(0.0)
+        except jax.errors.JaxRuntimeError:
+            return False
+        return True
+
+    return dict(filter(known, options.items()))
+
+
+# Compile times make up this file's, and what is compiled here runs once.
+QUICK = _accepted(
+    {
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+        "xla_cpu_parallel_codegen_split_count": 1,
+        "xla_cpu_use_fusion_emitters": False,
+    }
+)
+
+
+def _points(domain, seed=0):
+    """Inputs and references: far apart, near, in part the same, the same."""
+    rng = np.random.default_rng(seed)
+    u, v, w = rng.normal(size=(3, *domain.shape))
+    same = np.arange(u.size).reshape(u.shape) % 2 == 0
+    pairs = [(u, v), (u, u + 1e-4 * w), (v, np.where(same, v, w)), (w, w)]
+    x, r = (np.stack([domain.place(p[k]) for p in pairs]) for k in (0, 1))
+    if domain.kind == "path":
+        r = np.stack([_within(*p) for p in zip(x, r, strict=True)])
+    return x, r
+
+
+def _within(x, r):
+    """A reference on the way to `r`, no further from `x` than the larger is long."""
+    while np.linalg.norm(x - r) > max(np.linalg.norm(x), np.linalg.norm(r)):
+        r = x + 0.7 * (r - x)
+    return r
+
+
+def _cotangents(f, x):
+    shape = jax.eval_shape(f, x[0])
+    return np.random.default_rng(1).normal(size=(len(x), *shape.shape))
+
+
+def _explained(f, alone):
+    """All that is asserted about `f`, for every pair of points, in one program."""
+
+    def one(row):
+        x, r, ct = row
+        y, y_reference, pullback = jaxlift.vjp(f, x, r)
+        found = {"y": y, "y_reference": y_reference, "m": pullback(ct)}
+        found |= {"f(x)": f(x), "f(r)": f(r)}
+        return found
+
+    def program(x, r, ct):
+        found = lax.map(one, (x, r, ct))
+        if not alone:
+            functional = lambda y: (ct[-1] * y).sum()
+            limit = jaxlift.multipliers(f, target=functional)(x[-1], x[-1])
+            gradient = jax.grad(lambda x: functional(f(x)))(x[-1])
+            found |= {"limit": limit, "gradient": gradient}
+        return found
+
+    return jax.jit(program, compiler_options=QUICK)
+
+
+@functools.cache
+def _run(name, dtype):
+    f, domain = FUNCTIONS[name]
+    with jax.enable_x64(dtype == "float64"):
+        x, r = (jnp.asarray(p.astype(dtype)) for p in _points(domain))
+        ct = jnp.asarray(_cotangents(f, x).astype(dtype))
+        alone = domain.kind == "alone" or dtype == "float32"
+        found = _explained(f, alone)(x, r, ct)
+        found |= {"x": x, "r": r, "ct": ct}
+        found = {k: np.asarray(v) for k, v in found.items()}
+    return {k: v.astype(np.float64) for k, v in found.items()}
+
+
+def _gaps(found, dtype):
+    """Of each pair: the gap, and the size that it is measured by."""
+    axes = lambda array: tuple(range(1, array.ndim))
+    total = lambda array: array.sum(axes(array))
+    contributions = found["m"] * (found["x"] - found["r"])
+    ct, y, y0 = found["ct"], found["y"], found["y_reference"]
+    gap = abs(total(contributions) - total(ct * (y - y0)))
+    larger = np.maximum(np.maximum(abs(y), abs(y0)), 1)
+    rounding = 8 * np.finfo(dtype).eps * total(abs(contributions))
+    return gap, total(abs(ct) * larger), rounding
+
+
+def _check(name, dtype):
+    kind = FUNCTIONS[name][1].kind
+    found = _run(name, dtype)
+    for key, value in found.items():
+        assert np.isfinite(value).all(), f"{key} is not finite: {value}"
+    bounds = BOUNDS.get(kind, BOUNDS[""])
+    tolerance = (
+        dict(rtol=1e-12, atol=1e-12)
+        if dtype == "float64"
+        else dict(rtol=1e-5, atol=1e-5)
+    )
+    if kind == "half":
+        tolerance = dict(rtol=2e-2, atol=2e-2)
+    np.testing.assert_allclose(found["y"], found["f(x)"], **tolerance)
+    if kind != "stopped":
+        np.testing.assert_allclose(found["y_reference"], found["f(r)"], **tolerance)
+    if kind != "index":
+        gap, size, rounding = _gaps(found, dtype)
+        allowed = np.maximum(bounds[dtype] * size, rounding)
+        assert (gap <= allowed).all(), f"gaps {gap / size}, allowed {allowed / size}"
+    if "limit" in found:
+        exact = 2e-2 if kind == "half" else 1e-10
+        np.testing.assert_allclose(
+            found["limit"], found["gradient"], rtol=exact, atol=exact
+        )
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_float64(name):
+    _check(name, "float64")
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_float32(name):
+    _check(name, "float32")
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name):
+    f, domain = REFUSED[name]
+    x = domain.place(np.ones(domain.shape)).astype(np.float32)
+    with pytest.raises(jaxlift.UnsupportedPrimitiveError, match="trip count"):
+        jaxlift.vjp(f, x, 0.5 * x)
+
+
+# Names in `jax.extend.core.primitives`, without their `_p`.
+_NO_DERIVATIVE = "JAX itself has no derivative of it"
+_INTEGERS = "of integers or random bits only: never depends on a floating input"
+_EFFECT = "reads or writes a reference, or only orders effects"
+UNSUPPORTED = {
+    "after_all": _EFFECT,
+    "create_token": _EFFECT,
+    "get": _EFFECT,
+    "swap": _EFFECT,
+    "axis_index": "has no operands",
+    "empty2": "has no operands",
+    "iota": "has no floating operands",
+    "random_bits": _INTEGERS,
+    "random_fold_in": _INTEGERS,
+    "random_seed": _INTEGERS,
+    "random_split": _INTEGERS,
+    "reduce_xor": _INTEGERS,
+    "rng_bit_generator": _INTEGERS,
+    "threefry2x32": _INTEGERS,
+    "rng_uniform": _NO_DERIVATIVE,
+    "hessenberg": _NO_DERIVATIVE,
+    "householder_product": _NO_DERIVATIVE,
+    "igamma_grad_a": _NO_DERIVATIVE,
+    "pmax": _NO_DERIVATIVE,
+    "pmin": _NO_DERIVATIVE,
+    "select_and_scatter": _NO_DERIVATIVE,
+    "tridiagonal": _NO_DERIVATIVE,
+    "custom_lin": "appears while JAX differentiates, in no traced function",
+}
+
+
+def test_every_public_primitive_has_a_rule_or_a_reason():
+    names = {name[:-2] for name in dir(primitives) if name.endswith("_p")}
+    ruled = {n for n in names if getattr(primitives, f"{n}_p") in jaxlift.RESCALE}
+    assert names - ruled - UNSUPPORTED.keys() == set()
+    assert UNSUPPORTED.keys() & ruled == set(), "these have a rule by now"
+    assert UNSUPPORTED.keys() - names <= set()
+
+
+def test_the_table_is_large():
+    assert len(FUNCTIONS) >= 300
+    assert {domain.kind for _, domain in FUNCTIONS.values()} <= {
+        *("", "path", "index", "stopped", "alone", "half")
+    }
+    assert functions.__doc__
