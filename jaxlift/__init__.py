@@ -2,8 +2,11 @@
 
 from jaxlift._arguments import ReferenceMismatchError as ReferenceMismatchError
 from jaxlift._interpret import UnsupportedPrimitiveError as UnsupportedPrimitiveError
+from jaxlift._tables import DECONVNET as DECONVNET
 from jaxlift._tables import GENOMICS_DEFAULT as GENOMICS_DEFAULT
 from jaxlift._tables import GRADIENT as GRADIENT
+from jaxlift._tables import GUIDED_BACKPROP as GUIDED_BACKPROP
+from jaxlift._tables import LRP as LRP
 from jaxlift._tables import RESCALE as RESCALE
 from jaxlift._tables import REVEAL_CANCEL as REVEAL_CANCEL
 from jaxlift._tables import WINNER_AT_INPUT as WINNER_AT_INPUT

@@ -48,11 +48,11 @@ from jaxlift._values import (
 class Split(Pair):
     """A pair whose difference is known in two parts, `pos >= 0 >= neg`.
 
-    `at`, the value, has no tangent; `pos` and `neg` have one each. To a rule that knows nothing
-    of parts it is a pair, both parts of which get the multiplier of the whole.
+    `at`, the value, has no tangent; `pos` and `neg` have one each. To a rule that knows
+    nothing of parts it is a pair, whose parts both get the multiplier of the whole.
     """
 
-    # From the reference up and down, from there down and up to the input; the whole way.
+    # Up from the reference and down to the input, down and up, and the whole way.
     intervals = ((2, 1), (0, 3), (3, 1), (0, 2), (0, 1))
     rank = 1
     carrier = None
@@ -101,7 +101,8 @@ class Split(Pair):
     def close(self, values: Sequence[Array], slopes: Sequence[Slope]) -> Pair:
         """An activation: the Shapley values of the two parts (paper, section 3.5.3).
 
-        `m_pos = ½ [D(r+p, r) + D(r+p+n, r+n)]`, `m_neg = ½ [D(r+n, r) + D(r+p+n, r+p)]`.
+        `m_pos = ½ [D(r+p, r) + D(r+p+n, r+n)]`,
+        `m_neg = ½ [D(r+n, r) + D(r+p+n, r+p)]`.
 
         Where the function is not finite at `r+p` or `r+n` (a variance there may be
         negative, an exponent too large) both parts get the slope of the whole way.
@@ -143,8 +144,8 @@ class Split(Pair):
 
         The second operand of a subtraction comes with its parts swapped.
         """
-        avals = [atom.aval for atom in (*step.eqn.invars, *step.eqn.outvars)]
-        if any(jnp.issubdtype(a.dtype, jnp.complexfloating) for a in avals):
+        atoms = (*step.eqn.invars, *step.eqn.outvars)
+        if any(jnp.iscomplexobj(atom.aval) for atom in atoms):
             return Pair.linear(step, operands, indices)
 
         def part(own, other):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jax.extend.core import primitives as P
 
-from jaxlift import _compat, _control, _reveal_cancel, _rules, _softmax
+from jaxlift import _backprop, _compat, _control, _reveal_cancel, _rules, _softmax
 from jaxlift._compat import existing
 from jaxlift._differences import DIFFERENCES, STEPS
 from jaxlift._interpret import table
@@ -79,6 +79,26 @@ GRADIENT = table(
     dict.fromkeys(existing("custom_jvp_call", "custom_vjp_call", "cond", "stop_gradient"), gradient),
 )
 """The ordinary derivative at the input; what `jax.grad` computes."""
+
+def _relu_edit(derivative: bool):
+    relus = existing("max", "custom_jvp_call")
+    return dict.fromkeys(relus, _backprop.relu_backward(derivative))
+
+
+GUIDED_BACKPROP = table(GRADIENT, _relu_edit(derivative=True))
+"""The gradient, negative multipliers cut off at every relu (Springenberg et al. 2014)."""
+
+DECONVNET = table(GRADIENT, _relu_edit(derivative=False))
+"""As guided backpropagation, without the derivative of the relu (Zeiler, Fergus 2014)."""
+
+LRP = table(
+    GRADIENT,
+    dict.fromkeys({*_ELEMENTWISE, P.select_n_p} - {P.exp_p}, _backprop.relevance),
+    {P.custom_jvp_call_p: _backprop.relevance_of_call},
+)
+"""Layer-wise relevance propagation, epsilon rule, in the form of Ancona et al. 2018
+(1711.06104): an activation of `z` multiplies by `F(z) / z`. Contributions are for the
+zero reference."""
 
 WINNER_AT_INPUT = table(
     dict.fromkeys(

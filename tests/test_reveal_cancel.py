@@ -1,0 +1,124 @@
+"""RevealCancel: the paper's examples, the Linear rule in matrices, parts, networks."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import NETWORKS
+from test_networks import gaps
+
+import jaxlift
+
+KEYS = jax.random.split(jax.random.key(11), 6)
+RULES = {"reveal_cancel": jaxlift.REVEAL_CANCEL, "genomics": jaxlift.GENOMICS_DEFAULT}
+FAMILIES = [
+    "mlp_relu", "mlp_gelu", "mlp_silu", "mlp_softmax", "cnn_max_overlapping", "cnn_avg",
+    "resnet", "layer_norm", "rms_norm", "group_norm", "lstm", "gru", "encoder",
+    "scanned_remat",
+]  # fmt: skip
+
+
+def test_minimum_of_two_inputs():
+    # i1 - relu(i1 - i2) is the minimum; Rescale and gradients see one input only.
+    w = jnp.array([[1.0], [-1.0]])
+    minimum = lambda i: i[0] - jax.nn.relu(i @ w)[0]
+    i = jnp.array([3.0, 2.0])
+    np.testing.assert_allclose(jaxlift.deeplift(minimum)(i, 0.0), [0, 2])
+    shared = jaxlift.deeplift(minimum, rules=jaxlift.REVEAL_CANCEL)(i, 0.0)
+    np.testing.assert_allclose(shared, [1, 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("rules", [jaxlift.RESCALE, jaxlift.REVEAL_CANCEL])
+def test_saturation_and_threshold(rules):
+    w = jnp.array([[-1.0], [-1.0]])
+    saturated = lambda i: 1 - jax.nn.relu(1 + i @ w)[0]
+    c = jaxlift.deeplift(saturated, rules=rules)(jnp.array([1.0, 1.0]), 0.0)
+    np.testing.assert_allclose(c, [0.5, 0.5])
+    threshold = lambda x: jax.nn.relu(x @ jnp.ones((1, 1)) - 10)[0]
+    for x, expected in [(9.9, 0.0), (10.5, 0.5), (20.0, 10.0)]:
+        c = jaxlift.deeplift(threshold, rules=rules)(jnp.array([x]), 0.0)
+        np.testing.assert_allclose(c, [expected], atol=1e-5)
+
+
+def test_the_rules_in_matrices(x64):
+    """Dense, relu, dense, tanh, dense, restated with masks and quotients."""
+    w1 = jax.random.normal(KEYS[0], (5, 7))
+    b1 = jax.random.normal(KEYS[1], (7,))
+    w2 = jax.random.normal(KEYS[2], (7, 4))
+    w3 = jax.random.normal(KEYS[3], (4,))
+    x = jax.random.normal(KEYS[4], (5,))
+    r = jax.random.normal(KEYS[5], (5,)).at[2].set(x[2])  # an input that rests
+    f = lambda x: jnp.tanh(jax.nn.relu(x @ w1 + b1) @ w2) @ w3
+
+    relu = lambda z: np.maximum(z, 0)
+
+    def linear(dx, w):
+        w_up, w_down = np.maximum(w, 0), np.minimum(w, 0)
+        up, down = np.maximum(dx, 0), np.minimum(dx, 0)
+        return up @ w_up + down @ w_down, up @ w_down + down @ w_up
+
+    def back(dx, w, m_pos, m_neg):
+        w_up, w_down = np.maximum(w, 0), np.minimum(w, 0)
+        rising = w_up @ m_pos + w_down @ m_neg
+        falling = w_down @ m_pos + w_up @ m_neg
+        still = 0.5 * w @ (m_pos + m_neg)
+        return np.where(dx > 0, rising, np.where(dx < 0, falling, still))
+
+    def activation(fn, r, p, n):
+        up = 0.5 * (fn(r + p) - fn(r) + fn(r + p + n) - fn(r + n))
+        down = 0.5 * (fn(r + n) - fn(r) + fn(r + p + n) - fn(r + p))
+        return up, down, up / p, down / n
+
+    w1, b1, w2, w3 = (np.asarray(a) for a in (w1, b1, w2, w3))
+    dx = np.asarray(x - r)
+    p1, n1 = linear(dx, w1)
+    i_up1, i_down1, up1, down1 = activation(relu, np.asarray(r) @ w1 + b1, p1, n1)
+    d2 = i_up1 + i_down1
+    p2, n2 = linear(d2, w2)
+    z2 = relu(np.asarray(r) @ w1 + b1) @ w2
+    _, _, up2, down2 = activation(np.tanh, z2, p2, n2)
+    last = back(np.ones(4), w3[:, None], np.ones(1), np.ones(1))
+    m2 = back(d2, w2, up2 * last, down2 * last)
+    expected = back(dx, w1, up1 * m2, down1 * m2)
+
+    m = jaxlift.multipliers(f, rules=jaxlift.REVEAL_CANCEL)(x, r)
+    np.testing.assert_allclose(m, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_complete_on_every_family(name, rules, dtype, x64):
+    make, shape = NETWORKS[name]
+    f = make()
+    x = jax.random.normal(KEYS[0], shape).astype(dtype)
+
+    @jax.jit
+    def evaluate(x, r):
+        y, y0, pullback = jaxlift.vjp(f, x, r, rules=RULES[rules])
+        return y, y0, jax.vmap(pullback)(jnp.eye(3, dtype=y.dtype))
+
+    for r in (jax.random.normal(KEYS[1], shape).astype(dtype), jnp.zeros_like(x)):
+        y, y0, slopes = evaluate(x, r)
+        gap, allowed = gaps(x, r, y, y0, slopes)
+        assert (gap <= allowed).all(), (gap, allowed)
+    *_, slopes = evaluate(x, x)
+    gradient = jax.jacrev(f)(x)
+    tolerance = {"float32": 2e-6, "float64": 1e-13}[dtype]
+    assert abs(slopes - gradient).max() <= tolerance * max(1, abs(gradient).max())
+
+
+def test_jit_vmap_and_reference_sets():
+    make, shape = NETWORKS["mlp_silu"]
+    f = make()
+    xs = jax.random.normal(KEYS[0], (3, *shape))
+    rs = jax.random.normal(KEYS[1], (2, *shape))
+    g = jaxlift.deeplift(f, target=0, rules=jaxlift.REVEAL_CANCEL)
+    loop = np.stack([[g(x, r) for r in rs] for x in xs])
+    both = jax.jit(jax.vmap(jax.vmap(g, (None, 0)), (0, None)))
+    np.testing.assert_allclose(both(xs, rs), loop, rtol=1e-4, atol=1e-6)
+    shap = jaxlift.deeplift_shap(f, target=0, rules=jaxlift.REVEAL_CANCEL, batch_size=1)
+    mean = jax.vmap(shap, (0, None))(xs, rs)
+    np.testing.assert_allclose(mean, loop.mean(1), rtol=1e-4, atol=1e-6)
