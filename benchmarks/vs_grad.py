@@ -173,12 +173,12 @@ def plot(rows: Sequence[dict[str, Any]], path: str) -> None:
         medians = [c.median for c in costs]
         panel.errorbar(medians, places, xerr=errors, fmt="none", color="black", lw=1)
         limits = [row["limits"]["cost"] for row in here]
-        panel.plot(limits, places, "|", color="black", markersize=12)
+        panel.plot(limits, places, "|", color="red", markersize=12, mew=2)
         labels = [f"{row['rules']}, {row['references']}" for row in here]
         panel.set_yticks(places, labels, fontsize=8)
         panel.axvline(1, color="gray", lw=0.8, zorder=0)
         panel.set_title(name, fontsize=9, loc="left")
-    panels[-1].set_xlabel("jitted cost per pair / jax.grad per row  (|: limit)")
+    panels[-1].set_xlabel("jitted cost per pair / jax.grad per row  (red: limit)")
     figure.savefig(path, dpi=150)
 
 

@@ -2,6 +2,7 @@
 
 from jaxlift._arguments import ReferenceMismatchError as ReferenceMismatchError
 from jaxlift._interpret import UnsupportedPrimitiveError as UnsupportedPrimitiveError
+from jaxlift._interpret import scoped as scoped
 from jaxlift._tables import DECONVNET as DECONVNET
 from jaxlift._tables import GENOMICS_DEFAULT as GENOMICS_DEFAULT
 from jaxlift._tables import GRADIENT as GRADIENT
@@ -10,11 +11,13 @@ from jaxlift._tables import LRP as LRP
 from jaxlift._tables import RESCALE as RESCALE
 from jaxlift._tables import REVEAL_CANCEL as REVEAL_CANCEL
 from jaxlift._tables import WINNER_AT_INPUT as WINNER_AT_INPUT
+from jaxlift._transforms import Parts as Parts
 from jaxlift._transforms import deeplift as deeplift
 from jaxlift._transforms import deeplift_shap as deeplift_shap
 from jaxlift._transforms import integrated_gradients as integrated_gradients
 from jaxlift._transforms import intermediate as intermediate
 from jaxlift._transforms import multipliers as multipliers
+from jaxlift._transforms import parts as parts
 from jaxlift._transforms import pre_activation as pre_activation
 from jaxlift._transforms import vjp as vjp
 

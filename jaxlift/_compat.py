@@ -68,6 +68,11 @@ def context_of(eqn: core.JaxprEqn) -> Iterator[None]:
         yield
 
 
+def name_scope() -> str:
+    """The name scopes around the equation at hand, joined by slashes."""
+    return str(source_info_util.current_name_stack())
+
+
 def source_line(eqn: core.JaxprEqn) -> str:
     """`file:line (function)` of the user's code that emitted an equation."""
     return source_info_util.summarize(eqn.source_info)

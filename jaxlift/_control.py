@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 from jax.extend.core import primitives as P
-from jax.tree_util import Partial
 
 from jaxlift import _compat
 from jaxlift._interpret import (
@@ -32,7 +31,6 @@ from jaxlift._values import (
     Varying,
     at_input,
     at_reference,
-    attach,
     kind_of,
     pair_of,
     piece_of,
@@ -288,15 +286,9 @@ def tag(step: Step, operand: Any) -> Any:
         return operand
     operand = settle(operand)
     if name in context.seeds:
-        pair = pair_of(operand)
-        sources = (pair.x, context.seeds[name])
-        operand = Pair(attach(pair.value, Partial(_sum), sources), pair.r)
+        operand = pair_of(operand).seeded(context.seeds[name])
     context.record({name: operand})
     return operand
-
-
-def _sum(*tangents):
-    return sum(tangents)
 
 
 def observe(step: Step, *operands: Any) -> list:

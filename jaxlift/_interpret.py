@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -40,6 +41,53 @@ def table(*rules: Rules) -> Rules:
     for part in rules:
         merged |= part
     return types.MappingProxyType(merged)
+
+
+def scoped(rules: Rules, scopes: Mapping[str, Rules]) -> Rules:
+    """A table that differs by part of a model.
+
+    Args:
+      rules: the table that holds everywhere else.
+      scopes: name scope to table. A scope is a name that `jax.named_scope` gives, as
+        flax does for every module (`"Dense_0"`, `"encoder/layer_2"`); of several that
+        fit, the last one given counts.
+
+    Returns:
+      A rule table.
+
+    Example:
+      >>> import jaxlift
+      >>> rules = jaxlift.scoped(jaxlift.RESCALE, {"head": jaxlift.REVEAL_CANCEL})
+      >>> len(rules) == len(jaxlift.RESCALE)
+      True
+    """
+
+    def choice(primitive):
+        default = rules[primitive]
+
+        @lazy
+        def rule(step: Step, *operands: Any) -> Any:
+            place = "/" + "/".join(re.findall(r"[^/()]+", _compat.name_scope())) + "/"
+            fitting = [t for scope, t in scopes.items() if f"/{scope}/" in place]
+            chosen = fitting[-1].get(primitive, default) if fitting else default
+            return apply(chosen, step, operands)
+
+        tables = (rules, *scopes.values())
+        rule.opens_split = any(opens_split(t.get(primitive)) for t in tables)  # pyright: ignore
+        return rule
+
+    return table({primitive: choice(primitive) for primitive in rules})
+
+
+def opens_split(rule: Rule | None) -> bool:
+    """Whether a rule keeps positive and negative parts apart."""
+    return getattr(rule, "opens_split", False)
+
+
+def apply(rule: Rule, step: Step, operands: Sequence) -> Any:
+    """Call a rule with its operands in the form that it takes."""
+    is_lazy = getattr(rule, "lazy", False)
+    return rule(step, *(operands if is_lazy else map(settle, operands)))
 
 
 def lazy(rule: Rule) -> Rule:
@@ -85,9 +133,10 @@ class Context:
     """What holds for a whole walk: the rules, and the tags that were asked for.
 
     `tags` are the names of `checkpoint_name` to be found; `seeds` maps some of them
-    to arrays of zeros, added to the tagged value so that it can be differentiated by
-    them; `found` collects the tagged values. `origins` remembers how some values came
-    about, for rules that recognise a form of several equations (softmax).
+    to two arrays of zeros, added to either part of the tagged value so that it can be
+    differentiated by them; `found` collects the tagged values. `origins` remembers
+    how values came about, for rules that recognise a form of several equations
+    (softmax).
     """
 
     def __init__(
@@ -103,7 +152,7 @@ class Context:
     @functools.cached_property
     def opens_splits(self) -> bool:
         """Whether a rule of the table keeps positive and negative parts apart."""
-        return any(getattr(rule, "opens_split", False) for rule in self.rules.values())
+        return any(map(opens_split, self.rules.values()))
 
     def inner(self, seeds: Mapping[str, Any]) -> Context:
         """The context of a body that is traced on its own, a scan's say."""
@@ -188,9 +237,7 @@ def _evaluate(context: Context, eqn: core.JaxprEqn, operands: list) -> list:
         rule = context.rules.get(eqn.primitive)
         if rule is None:
             raise UnsupportedPrimitiveError(_unsupported(eqn))
-        is_lazy = getattr(rule, "lazy", False)
-        settled = operands if is_lazy else [settle(operand) for operand in operands]
-        outputs = rule(Step(eqn, context), *settled)
+        outputs = apply(rule, Step(eqn, context), operands)
         outputs = outputs if eqn.primitive.multiple_results else [outputs]
     for output in outputs:
         # The innermost equation counts: a call only hands on what its body made.

@@ -31,6 +31,7 @@ from jaxlift._values import (
     Array,
     Pair,
     Slope,
+    add,
     at_reference,
     attach,
     is_discrete,
@@ -85,12 +86,22 @@ class Split(Pair):
     @property
     def x(self) -> Array:
         """The value at the input with the tangent of both parts."""
-        return attach(self.at, Partial(jnp.add), (self.pos, self.neg))
+        return attach(self.at, Partial(add), (self.pos, self.neg))
 
     @property
     def parts(self) -> tuple[Array, Array]:
         """The two parts without their tangents."""
         return lax.stop_gradient((self.pos, self.neg))
+
+    def seeded(self, seeds: tuple[Array, Array]) -> Split:
+        """The same split, each part of which moves with its seed as well."""
+        moved = [
+            attach(size, Partial(add), (part, seed))
+            for size, part, seed in zip(
+                self.parts, (self.pos, self.neg), seeds, strict=True
+            )
+        ]
+        return Split(self.at, self.r, *moved)
 
     @property
     def points(self) -> tuple[Array, ...]:

@@ -31,7 +31,8 @@ from jaxlift._arguments import (
 )
 from jaxlift._interpret import Context, Rules, interpret
 from jaxlift._pre_activation import without_last_activation
-from jaxlift._tables import GRADIENT, RESCALE
+from jaxlift._reveal_cancel import Split
+from jaxlift._tables import GRADIENT, RESCALE, REVEAL_CANCEL
 from jaxlift._values import Pair, pair_of, settle
 
 
@@ -166,6 +167,86 @@ def vjp(
 
     outputs = y, result.y_reference, jax.tree_util.Partial(to_multipliers)
     return (*outputs, result.aux) if has_aux else outputs
+
+
+class Parts(NamedTuple):
+    """Contributions of what moved up or down to what moved up or down.
+
+    The paper's `C_{dx+ dy+}` and so on: all four add up to `f(x) - f(reference)`.
+    """
+
+    pos_to_pos: Any
+    pos_to_neg: Any
+    neg_to_pos: Any
+    neg_to_neg: Any
+
+
+def parts(
+    f: Callable,
+    argnums: int | Sequence[int] = 0,
+    *,
+    rules: Rules = REVEAL_CANCEL,
+    target: Target = None,
+    at: str | None = None,
+) -> Callable:
+    """The positive and negative parts of contributions, kept apart.
+
+    Args:
+      f: as in `deeplift`.
+      argnums: as in `deeplift`.
+      rules: a table that keeps parts apart; with another one an output or value is
+        split by the sign of its difference.
+      target: as in `deeplift`.
+      at: the name of a tagged value to attribute to instead of the argument.
+
+    Returns:
+      A function `g(*args, reference)` returning `Parts`, each of its four fields like
+      the argument (with `at`, an array like the tagged value).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxlift
+      >>> w = jnp.array([[1.0], [-1.0]])
+      >>> f = lambda x: (x @ w)[0]
+      >>> jaxlift.parts(f)(jnp.array([3.0, 2.0]), 0.0).pos_to_neg
+      Array([ 0., -2.], dtype=float32)
+
+    Source: Shrikumar et al. 2017, section 3.4.
+    """
+    check_callable(f)
+    numbers = numbers_of(argnums)
+    tags = () if at is None else (at,)
+    explained = with_target(f, target, has_aux=False)
+
+    def both(pair: Pair) -> tuple:
+        split = Split.of(pair)
+        return split.pos, split.neg
+
+    @functools.wraps(f, updated=())
+    def apart(*args_and_reference: Any, **kwargs: Any) -> Parts:
+        args, reference = split_reference(args_and_reference)
+        positions = positions_of(numbers, args)
+        xs, references = attributed(args, argnums, reference)
+        args = replaced(args, positions, xs)
+        found = _evaluate(
+            explained, args, kwargs, positions, references, rules,
+            tags=tags, output=both,
+        )  # fmt: skip
+        one, zero = jnp.ones_like(found.y[0]), jnp.zeros_like(found.y[0])
+        to_pos, to_neg = found.pullback((one, zero)), found.pullback((zero, one))
+
+        def side(multipliers, k):
+            by_input, by_tag = multipliers
+            if at is not None:
+                return by_tag[at][k] * found.tagged[at][k]
+            result = jax.tree.map(
+                lambda m, x, r: m * Pair(x, r).parts[k], by_input, xs, references
+            )
+            return result[0] if isinstance(argnums, int | np.integer) else result
+
+        return Parts(*(side(m, k) for k in (0, 1) for m in (to_pos, to_neg)))
+
+    return apart
 
 
 def deeplift_shap(
@@ -388,7 +469,8 @@ class _Evaluation(NamedTuple):
     y: Any
     y_reference: Any
     aux: Any
-    tagged: Mapping[str, Pair]
+    tagged: Mapping[str, tuple]
+    """The two parts by which each tagged value differs from its reference."""
     pullback: Callable
     """From a cotangent of `y` to multipliers of (arguments, tagged values)."""
 
@@ -403,13 +485,14 @@ def _evaluate(
     *,
     has_aux: bool = False,
     tags: Sequence[str] = (),
+    output: Callable[[Pair], Any] = operator.attrgetter("x"),
 ) -> _Evaluation:
     leaves, tree = jax.tree.flatten((args, kwargs))
 
     def flat(leaves):
-        output = _call(f, tree, leaves)
-        output, aux = split_aux(output) if has_aux else (output, None)
-        return output_array(output), aux
+        y = _call(f, tree, leaves)
+        y, aux = split_aux(y) if has_aux else (y, None)
+        return output_array(y), aux
 
     closed, (_, aux) = jax.make_jaxpr(flat, return_shape=True)(leaves)
     jaxpr, consts = _compat.open_jaxpr(closed)
@@ -425,10 +508,8 @@ def _evaluate(
         y, *aux = map(settle, interpret(context, jaxpr, consts, operands))
         y = pair_of(y)
         aux = [a.x if isinstance(a, Pair) else a for a in aux]
-        tagged = {
-            name: Pair(*pair_of(value).ends) for name, value in context.found.items()
-        }
-        return y.x, (y.r, aux, tagged)
+        tagged = {k: pair_of(value).parts for k, value in context.found.items()}
+        return output(y), (y.r, aux, tagged)
 
     xs = tuple(args[k] for k in positions)
     y, pullback, (y_reference, aux_leaves, tagged) = jax.vjp(
@@ -463,32 +544,45 @@ def _explain(f, argnums, rules, target, at, has_aux, *, contributions) -> Callab
             )
         by_input, by_tag = found.pullback(jnp.ones_like(found.y))
         if tags:
-            points = {k: (found.tagged[k].x, found.tagged[k].r) for k in by_tag}
-            result, x, r = (
-                by_tag,
-                *({k: p[n] for k, p in points.items()} for n in (0, 1)),
-            )
+            of_parts = _contributions if contributions else _multipliers
+            result = {k: of_parts(m, found.tagged[k]) for k, m in by_tag.items()}
             single = at if isinstance(at, str) else None
         else:
-            result, x, r = by_input, xs, references
+            result = by_input
+            if contributions:
+                result = jax.tree.map(
+                    lambda m, x, r: m * (x - r), result, xs, references
+                )
             single = 0 if isinstance(argnums, int | np.integer) else None
-        if contributions:
-            result = jax.tree.map(lambda m, x, r: m * (x - r), result, x, r)
         result = result if single is None else result[single]
         return (result, found.aux) if has_aux else result
 
     return explain
 
 
+def _contributions(multipliers: tuple, parts: tuple) -> Any:
+    """Both parts of a tagged value, each times its multiplier."""
+    return multipliers[0] * parts[0] + multipliers[1] * parts[1]
+
+
+def _multipliers(multipliers: tuple, parts: tuple) -> Any:
+    """The multiplier of the whole: where nothing moved, the mean of the parts'."""
+    difference = parts[0] + parts[1]
+    moved = difference != 0
+    whole = _contributions(multipliers, parts) / jnp.where(moved, difference, 1)
+    same = (multipliers[0] == multipliers[1]) | ~moved
+    return jnp.where(same, 0.5 * (multipliers[0] + multipliers[1]), whole)
+
+
 def _seeds(closed: Any, tags: Sequence[str]) -> dict[str, Any]:
-    """Zeros like each tagged value: what it is differentiated by."""
+    """Zeros like both parts of each tagged value: what they are differentiated by."""
     if not tags:
         return {}
     check_tags(closed, tags)
     shapes = jax.eval_shape(
         lambda leaves: _tagged(closed, tags, leaves), closed.in_avals
     )
-    return {name: jnp.zeros(s.shape, s.dtype) for name, s in shapes.items()}
+    return {k: (jnp.zeros(s.shape, s.dtype),) * 2 for k, s in shapes.items()}
 
 
 def _tagged(closed: Any, tags: Sequence[str], leaves: Sequence) -> dict[str, Any]:

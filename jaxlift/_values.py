@@ -91,6 +91,18 @@ class Pair(Varying):
         """The value at the input, its tangent stopped, and at the reference."""
         return self.value, self.r
 
+    @property
+    def parts(self) -> tuple[Array, Array]:
+        """What pushed the value up and what pushed it down, tangents stopped."""
+        difference = self.value - self.r
+        return jnp.maximum(difference, 0), jnp.minimum(difference, 0)
+
+    def seeded(self, seeds: tuple[Array, Array]) -> Pair:
+        """The same pair, which moves with a seed for each part as well."""
+        up, down = seeds
+        sources = (self.x, up, down)
+        return Pair(attach(self.value, Partial(add), sources), self.r)
+
     def close(self, values: Sequence[Array], slopes: Sequence[Slope]) -> Pair:
         """The function of this pair with these values and slopes, as a pair."""
         return secant(*values, (scale, slopes[0], self))
@@ -170,6 +182,11 @@ def stopped(operand: Any) -> Array:
 def at_reference(operand: Any) -> Array:
     """A fixed array, or the reference side of a pair."""
     return operand.r if isinstance(operand, Pair) else operand
+
+
+def add(*tangents: Array) -> Array:
+    """The sum of some tangents."""
+    return sum(tangents[1:], start=tangents[0])
 
 
 def scale(slope: Slope, tangent: Array) -> Array:

@@ -16,8 +16,10 @@ import jaxlift
 BOUNDS = {
     "": {"float64": 1e-10, "float32": 1e-5},
     "path": {"float64": 1e-6, "float32": 1e-4},
+    "single": {"float64": 1e-5, "float32": 1e-5},
     "half": {"float64": 2e-2, "float32": 2e-2},
 }
+EXACT = {"float64": 1e-12, "float32": 1e-5}
 
 
 def _accepted(options):
@@ -121,13 +123,8 @@ def _check(name, dtype):
     for key, value in found.items():
         assert np.isfinite(value).all(), f"{key} is not finite: {value}"
     bounds = BOUNDS.get(kind, BOUNDS[""])
-    tolerance = (
-        dict(rtol=1e-12, atol=1e-12)
-        if dtype == "float64"
-        else dict(rtol=1e-5, atol=1e-5)
-    )
-    if kind == "half":
-        tolerance = dict(rtol=2e-2, atol=2e-2)
+    exact = {"half": 2e-2, "single": 1e-5}.get(kind, EXACT[dtype])
+    tolerance = dict(rtol=exact, atol=exact)
     np.testing.assert_allclose(found["y"], found["f(x)"], **tolerance)
     if kind != "stopped":
         np.testing.assert_allclose(found["y_reference"], found["f(r)"], **tolerance)
@@ -136,10 +133,9 @@ def _check(name, dtype):
         allowed = np.maximum(bounds[dtype] * size, rounding)
         assert (gap <= allowed).all(), f"gaps {gap / size}, allowed {allowed / size}"
     if "limit" in found:
-        exact = 2e-2 if kind == "half" else 1e-10
-        np.testing.assert_allclose(
-            found["limit"], found["gradient"], rtol=exact, atol=exact
-        )
+        exact = {"half": 2e-2, "single": 1e-5}.get(kind, 1e-10)
+        tolerance = dict(rtol=exact, atol=exact)
+        np.testing.assert_allclose(found["limit"], found["gradient"], **tolerance)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -202,6 +198,6 @@ def test_every_public_primitive_has_a_rule_or_a_reason():
 def test_the_table_is_large():
     assert len(FUNCTIONS) >= 300
     assert {domain.kind for _, domain in FUNCTIONS.values()} <= {
-        *("", "path", "index", "stopped", "alone", "half")
+        *("", "path", "index", "stopped", "alone", "single", "half")
     }
     assert functions.__doc__

@@ -124,6 +124,12 @@ def pairs(case):
     return xs, references
 
 
+def has_moved(xs, references):
+    """Which examples are not their own reference."""
+    moves = [any_of(x != r) for x, r in zip(xs, references, strict=True)]
+    return np.any(moves, axis=0)
+
+
 def stored_scores(case, kind):
     """The original's, in the form of `explain` for all `pairs`."""
     sets = case.sidecar["reference_sets"]
@@ -219,9 +225,7 @@ def test_rescale(stem, rules):
     if not case.of_type(*MAX_POOLS, *GLOBAL_MAX_POOLS):
         assert_complete(case, xs, references, contributions)
     by_its_rule, other = rescale_of_original(case, xs, references)
-    moved = np.zeros_like(other)
-    for x, r in zip(xs, references, strict=True):
-        moved |= any_of(x != r)
+    moved = has_moved(xs, references)
     for m, c, m_its, m_stored, c_stored in zip(
         multipliers,
         contributions,
@@ -240,6 +244,27 @@ def test_rescale(stem, rules):
         ):
             equal(m[:, at_rest], gradient[:, at_rest], 1e-13)
             assert (np.abs(m - m_stored)[:, at_rest] > EXACT).any()
+
+
+@float64
+@pytest.mark.parametrize("stem, rules", originals(RESCALE="Rescale"))
+def test_deeplift(stem, rules):
+    """As it is called most: one function, one target."""
+    case = oracle("original", stem)
+    xs, references = pairs(case)
+
+    def f(*inputs):
+        return case.outputs(*(x[None] for x in inputs))[0]
+
+    argnums = tuple(range(len(xs)))
+    options = dict(rules=with_its_pools(case, rules), target=case.targets[-1])
+    one = jaxlift.deeplift(f, argnums, **options)
+    contributions = jax.jit(jax.vmap(one))(*xs, references)
+    _, other = rescale_of_original(case, xs, references)
+    same = ~(other & has_moved(xs, references))
+    stored = stored_scores(case, "contribs")
+    for c, c_stored in zip(contributions, stored, strict=True):
+        equal(c[same], c_stored[-1, same], EXACT)
 
 
 @float64
@@ -325,6 +350,7 @@ def test_reveal_cancel(stem, rules):
     if not case.of_type(*MAX_POOLS, *GLOBAL_MAX_POOLS):
         assert_complete(case, xs, references, contributions)
     same = ~(tied(case, xs) | cancelling(case, xs, references))
+    assert same.any()
     for c, stored in zip(contributions, stored_scores(case, "contribs"), strict=True):
         equal(c[:, same], stored[:, same], PSEUDOCOUNT)
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 from networks import NETWORKS
 from test_networks import gaps
 
@@ -122,3 +123,43 @@ def test_jit_vmap_and_reference_sets():
     shap = jaxlift.deeplift_shap(f, target=0, rules=jaxlift.REVEAL_CANCEL, batch_size=1)
     mean = jax.vmap(shap, (0, None))(xs, rs)
     np.testing.assert_allclose(mean, loop.mean(1), rtol=1e-4, atol=1e-6)
+
+
+def tagged(x):
+    w1, w2 = jax.random.normal(KEYS[2], (5, 6)), jax.random.normal(KEYS[3], (6, 3))
+    hidden = checkpoint_name(jax.nn.gelu(x @ w1), "hidden")
+    with jax.named_scope("head"):
+        return jnp.tanh(hidden @ w2).sum()
+
+
+def test_parts_of_inputs_and_of_tagged_values(x64):
+    x, r = jax.random.normal(KEYS[0], (5,)), jax.random.normal(KEYS[1], (5,))
+    total = tagged(x) - tagged(r)
+    for at in (None, "hidden"):
+        four = jaxlift.parts(tagged, at=at)(x, r)
+        np.testing.assert_allclose(sum(map(jnp.sum, four)), total, rtol=1e-10)
+        c = jaxlift.deeplift(tagged, at=at, rules=jaxlift.REVEAL_CANCEL)(x, r)
+        np.testing.assert_allclose(sum(four), c, rtol=1e-10)
+        m = jaxlift.multipliers(tagged, at=at, rules=jaxlift.REVEAL_CANCEL)(x, r)
+        difference = x - r
+        if at:
+            hidden = jaxlift.intermediate(tagged, at)
+            difference = hidden(x) - hidden(r)
+        np.testing.assert_allclose(m * difference, c, rtol=1e-9)
+    # What arrives at the positive part of a sum of positives and negatives.
+    f = lambda x: x @ jnp.array([1.0, -1.0, 1.0, -1.0, 0.5])
+    four = jaxlift.parts(f)(x, r)
+    assert all((p >= 0).all() for p in (four.pos_to_pos, four.neg_to_pos))
+    assert all((p <= 0).all() for p in (four.pos_to_neg, four.neg_to_neg))
+
+
+def test_rules_by_name_scope():
+    x, r = jax.random.normal(KEYS[0], (5,)), jax.random.normal(KEYS[1], (5,))
+    explain = lambda rules: jaxlift.deeplift(tagged, rules=rules)(x, r)
+    rescale, reveal = jaxlift.RESCALE, jaxlift.REVEAL_CANCEL
+    in_head = explain(jaxlift.scoped(rescale, {"head": reveal}))
+    np.testing.assert_allclose(in_head.sum(), explain(rescale).sum(), rtol=1e-5)
+    assert abs(in_head - explain(rescale)).max() > 1e-3
+    assert abs(in_head - explain(reveal)).max() > 1e-3
+    elsewhere = explain(jaxlift.scoped(rescale, {"tail": reveal}))
+    np.testing.assert_array_equal(elsewhere, explain(rescale))
