@@ -107,9 +107,11 @@ def _smooth(f, reach):
 
 
 # --- Exponentials ---------------------------------------------------------------------
-# decay(d) = (1 - e^-|d|) / |d|.  With M = max(|a|, |b|):
-#   e^a - e^b         = e^max (1 - e^-d)
-#   s(a) - s(b)       = s(max) s(-min) (1 - e^-d)                  (s the logistic)
+# Transcendental functions of each point, which its value needs as well, and one of the
+# difference: t(h) = tanh(h) / h, and decay(d) = (1 - e^-|d|) / |d|.  M = max(|a|, |b|).
+#   e^a - e^b         = (e^a + e^b) tanh(d/2)
+#   s(a) - s(b)       = (s(a) s(-b) + s(b) s(-a)) tanh(d/2)        (s the logistic)
+#   tanh a - tanh b   = (1 - tanh a tanh b) tanh d
 #   sinh a - sinh b   = e^M/2 (1 + e^-|a+b|) (1 - e^-d)
 #   cosh a - cosh b   = e^M/2 (1 - e^-|a+b|) (1 - e^-d), signed as (a+b)(a-b)
 
@@ -118,8 +120,12 @@ def _decay(d):
     return _over(-lax.expm1(-abs(d)), abs(d), 1)
 
 
+def _tanh_over(h):
+    return _over(lax.tanh(h), h, 1)
+
+
 def _exp(a, b, **_):
-    return lax.exp(jnp.maximum(a, b)) * _decay(_gap(a, b))
+    return (0.5 * lax.exp(a) + 0.5 * lax.exp(b)) * _tanh_over(_gap(a, b) / 2)
 
 
 def _exp2(a, b, **_):
@@ -128,12 +134,21 @@ def _exp2(a, b, **_):
 
 
 def _logistic(a, b, **_):
-    high, low = jnp.maximum(a, b), jnp.minimum(a, b)
-    return lax.logistic(high) * lax.logistic(-low) * _decay(_gap(a, b))
+    def both(x):
+        """s(x) and s(-x), the smaller of them without cancellation."""
+        s = lax.logistic(x)
+        return s, jnp.where(x > 0, lax.exp(-x) * s, 1 - s)
+
+    (sa, ra), (sb, rb) = both(a), both(b)
+    return 0.5 * (sa * rb + sb * ra) * _tanh_over(_gap(a, b) / 2)
 
 
 def _tanh(a, b, **_):
-    return 4 * _logistic(2 * a, 2 * b)
+    ta, tb = abs(lax.tanh(a)), abs(lax.tanh(b))
+    # u = 1 - |tanh a| = e^(-2|a|) (1 + |tanh a|), and v; 1 - (1-u)(1-v) = u + v - uv.
+    u, v = lax.exp(-2 * abs(a)) * (1 + ta), lax.exp(-2 * abs(b)) * (1 + tb)
+    opposite = lax.sign(a) * lax.sign(b) < 0
+    return jnp.where(opposite, 1 + ta * tb, u + v - u * v) * _tanh_over(_gap(a, b))
 
 
 def _half_exp(a, b):

@@ -196,11 +196,14 @@ def elementwise(step: Step, *operands: Any) -> Varying:
     players = _one_shape(step, operands)
     if one_root(players):
         return extend(step, players)
-    players = [settle(player) for player in players]
     if step.primitive in COMPARISONS:
-        return _compare(step, *players)
-    if step.primitive in LINEAR and not is_discrete(stopped(players[0])):
-        return linear(step, *players)
+        return _compare(step, *map(settle, players))
+    if (
+        step.primitive in LINEAR
+        and step.primitive not in STEPS
+        and not is_discrete(step.eqn.outvars[0].aval)
+    ):
+        return linear(step, *map(settle, players))
     return _players(step, players)
 
 
@@ -330,12 +333,29 @@ def _compare(step: Step, u: Any, v: Any) -> Piece:
 
 
 def _players(step: Step, operands: Sequence) -> Pair:
-    players = [k for k, o in enumerate(operands) if isinstance(o, Pair)]
-    xs = [stopped(o) for o in operands]
-    rs = [at_reference(o) for o in operands]
+    """A step of several pairs; an activation of a plain pair passes on to its root."""
+    operands = [_to_root(operand) for operand in operands]
+    players = [k for k, o in enumerate(operands) if isinstance(o, Piece)]
+    xs, rs = (
+        [o.values[n] if isinstance(o, Piece) else o for o in operands] for n in (0, 1)
+    )
     a, b = ([_wide(v) for v in side] for side in (xs, rs))
-    terms = [(scale, shapley(step, k, a, b, players), operands[k]) for k in players]
+    terms = [
+        (
+            scale,
+            scale(operands[k].best_slope(0), shapley(step, k, a, b, players)),
+            operands[k].root,
+        )
+        for k in players
+    ]
     return secant(step.bind(*xs), step.bind(*rs), *terms)
+
+
+def _to_root(operand: Any) -> Any:
+    if isinstance(operand, Piece) and type(operand.root) is Pair:
+        return operand
+    operand = settle(operand)
+    return Piece.identity(operand) if isinstance(operand, Pair) else operand
 
 
 # ------------------------------------------------------- switches on the input

@@ -17,7 +17,9 @@ logsumexp is one step. With `L, L0` its values, `S = e^L`, `S0 = e^L0`:
     D_exp(a, b)  = e^max(a, b) decay(a - b),    decay(d) = (1 - e^-|d|) / |d|
     M_j = e^(max(x_j, r_j) - max(L, L0)) decay(x_j - r_j) / decay(L - L0)
 
-No exponent is positive, since `x_j <= L` and `r_j <= L0`; nothing over- or underflows,
+where `e^max decay(d)` is computed as `(e^x_j + e^r_j) / 2 tanh(d/2) / (d/2)`, so that
+exponentials are of one point each. No exponent is positive, since `x_j <= L` and
+`r_j <= L0`; nothing over- or underflows,
 and at `x = r` this is the softmax, the derivative.
 """
 
@@ -52,6 +54,12 @@ from jaxlift._values import (
 RESHAPES = (P.broadcast_in_dim_p, P.reshape_p, P.squeeze_p, P.convert_element_type_p)
 
 
+def _mean_exp(a, b):
+    """`2 D_exp(a, b) / (e^a + e^b) = tanh(h) / h`, `h = (a - b) / 2`."""
+    h = jnp.where(a == b, 0, (a - b) / 2)
+    return jnp.where(h == 0, 1, jnp.tanh(h) / jnp.where(h == 0, 1, h))
+
+
 def _decay(a, b):
     """`(1 - e^-|a-b|) / |a-b|`, the divided difference of exp from there to 0."""
     return DIFFERENCES[P.exp_p][0](jnp.where(a == b, 0, -abs(a - b)), jnp.zeros_like(a))
@@ -67,29 +75,33 @@ class _LogSumExp:
             top = v.max(self.axes, keepdims=True)
             return jnp.where(jnp.isfinite(top), top, 0)
 
-        def total(v, shift):
-            """`log |sum|` and the sign of the sum, of values shifted to about 0."""
+        def total(v):
+            """`log |sum|` and the sign of the sum."""
             return jax.nn.logsumexp(
-                v - shift, self.axes, b=factors, keepdims=True, return_sign=True
+                v, self.axes, b=factors, keepdims=True, return_sign=True
             )
 
         self.pair = pair
         self.x, self.r = (wide(v) for v in pair.ends)
         # Values and probabilities are each point's own ...
         own, own0 = finite_max(self.x), finite_max(self.r)
-        (log_s, self.sign), (log_s0, _) = total(self.x, own), total(self.r, own0)
+        x, r = self.x - own, self.r - own0
+        (log_s, self.sign), (log_s0, _) = total(x), total(r)
         self.value, self.reference = log_s + own, log_s0 + own0
-        self.log_p, self.log_p0 = self.x - own - log_s, self.r - own0 - log_s0
+        self.log_p, self.log_p0 = x - log_s, r - log_s0
         # ... multipliers those of both points shifted by their common maximum: a
         # large logit would leave its rounding in the exponents.
         shift = finite_max(jnp.maximum(self.x, self.r))
-        x, r = self.x - shift, self.r - shift
-        (self.log_s, _), (self.log_s0, _) = total(self.x, shift), total(self.r, shift)
+        own, own0 = own - shift, own0 - shift
+        self.log_s, self.log_s0 = log_s + own, log_s0 + own0
         top = jnp.maximum(self.log_s, self.log_s0)
         self.top = jnp.where(top == -jnp.inf, 0, top)
         self.factors = 1.0 if factors is None else factors * self.sign
         self.spread = _decay(self.log_s, self.log_s0)
-        power = jnp.exp(jnp.maximum(x, r) - self.top) * _decay(x, r)
+        # D_exp, of exponentials of one point each.
+        power = jnp.exp(x) * (0.5 * jnp.exp(own - self.top))
+        power += jnp.exp(r) * (0.5 * jnp.exp(own0 - self.top))
+        power *= _mean_exp(self.x, self.r)
         self.weights = self.factors * power / self.spread
 
     def alone(self) -> Pair:

@@ -306,16 +306,18 @@ def deeplift_shap(
         def add(sums, batch):
             return jax.tree.map(jnp.add, sums, total(batch)), None
 
-        # The rest of a division into equal batches comes first, or a whole batch.
-        first = count % size or min(size, count)
-        head, tail = (
-            jax.tree.map(operator.itemgetter(rows), references)
-            for rows in (slice(first), slice(first, None))
-        )
-        batches = jax.tree.map(
-            lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), tail
-        )
-        sums, _ = lax.scan(add, total(head), batches)
+        if size >= count:
+            sums = total(references)
+        else:
+            whole = count - count % size
+            batches = jax.tree.map(
+                lambda leaf: leaf[:whole].reshape(-1, size, *leaf.shape[1:]), references
+            )
+            zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), references)
+            sums, _ = lax.scan(add, zeros, batches)
+            if whole < count:
+                rest = jax.tree.map(lambda leaf: leaf[whole:], references)
+                sums, _ = add(sums, rest)
         return jax.tree.map(lambda c: c / count, sums)
 
     return averaged

@@ -263,7 +263,7 @@ class Piece(Varying):
             return quotient(number(fa), number(fb), a, b, 0.0)
         return self.slopes[k]
 
-    def _best_slope(self, k: int) -> Slope:
+    def best_slope(self, k: int) -> Slope:
         """The slope for good: the plain quotient where it is well conditioned.
 
         A difference composed by the chain and product rules can cancel between points
@@ -286,7 +286,7 @@ class Piece(Varying):
     @functools.cached_property
     def pair(self) -> Pair:
         """This function as a pair."""
-        slopes = [self._best_slope(k) for k in range(len(self.root.intervals))]
+        slopes = [self.best_slope(k) for k in range(len(self.root.intervals))]
         return self.root.close(self.values, slopes)
 
 

@@ -1,7 +1,5 @@
 """Every differentiable function of JAX: complete, finite, and the gradient's limit."""
 
-import functools
-
 import functions
 import jax
 import jax.numpy as jnp
@@ -92,9 +90,15 @@ def _explained(f, alone):
     return jax.jit(program, compiler_options=QUICK)
 
 
-@functools.cache
+_dtypes = []
+
+
 def _run(name, dtype):
     f, domain = FUNCTIONS[name]
+    if _dtypes[-1:] != [dtype]:
+        # JAX keeps the dtype that a NumPy constant was first traced with.
+        jax.clear_caches()
+        _dtypes.append(dtype)
     with jax.enable_x64(dtype == "float64"):
         x, r = (jnp.asarray(p.astype(dtype)) for p in _points(domain))
         ct = jnp.asarray(_cotangents(f, x).astype(dtype))
