@@ -24,7 +24,7 @@ from jaxlift._interpret import (
     lazy,
     tags_of,
 )
-from jaxlift._rules import choose, one_root
+from jaxlift._rules import choose, one_root, path
 from jaxlift._values import (
     Pair,
     Piece,
@@ -67,7 +67,11 @@ def custom_jvp(step: Step, *operands: Any) -> list:
     Where the two points coincide at the function's own input, multipliers are the
     derivative that its author gave (relu'(0) = 0).
     """
-    outputs = _walk(step.context, step.params["call_jaxpr"], operands)
+    try:
+        outputs = _walk(step.context, step.params["call_jaxpr"], operands)
+    except UnsupportedPrimitiveError:
+        # No rule for the body, but its author gave a derivative: along the path.
+        return path(step, *map(settle, operands))
     if not any(isinstance(operand, Varying) for operand in operands):
         return outputs
     inputs = [o for o in operands if isinstance(o, Varying)]

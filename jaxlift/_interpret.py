@@ -186,6 +186,7 @@ class Origin:
     value: Any
     eqn: core.JaxprEqn
     operands: Sequence[Any]
+    position: int = 0
 
 
 def interpret(
@@ -239,9 +240,9 @@ def _evaluate(context: Context, eqn: core.JaxprEqn, operands: list) -> list:
             raise UnsupportedPrimitiveError(_unsupported(eqn))
         outputs = apply(rule, Step(eqn, context), operands)
         outputs = outputs if eqn.primitive.multiple_results else [outputs]
-    for output in outputs:
+    for k, output in enumerate(outputs):
         # The innermost equation counts: a call only hands on what its body made.
-        context.origins.setdefault(id(output), Origin(output, eqn, operands))
+        context.origins.setdefault(id(output), Origin(output, eqn, operands, k))
     return outputs
 
 

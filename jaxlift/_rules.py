@@ -19,6 +19,7 @@ from jax import lax
 from jax.extend.core import primitives as P
 from jax.tree_util import Partial
 
+from jaxlift._compat import existing
 from jaxlift._differences import DIFFERENCES, STEPS, quotient, wide
 from jaxlift._interpret import Step, lazy
 from jaxlift._values import (
@@ -61,17 +62,20 @@ def gradient(step: Step, *operands: Any) -> Any:
 
 
 def bilinear(step: Step, *operands: Any) -> Any:
-    """A product: `d(uv) = du mid(v) + mid(u) dv`; linear where one factor is fixed."""
-    if kind_of(operands) is Pair and not all(isinstance(o, Pair) for o in operands):
+    """A product: `d(uv) = du mid(v) + mid(u) dv`; linear where one factor is fixed.
+
+    Operands after the two factors are fixed (the group sizes of a ragged product).
+    """
+    u, v, *rest = operands
+    if kind_of(operands) is Pair and not (isinstance(u, Pair) and isinstance(v, Pair)):
         return linear(step, *operands)
-    u, v = operands
     terms = (
-        (lambda w, t: step.bind(t, w), middle(v), u),
-        (lambda w, t: step.bind(w, t), middle(u), v),
+        (lambda w, t: step.bind(t, *w), (middle(v), *rest), u),
+        (lambda w, t: step.bind(w[0], t, *w[1:]), (middle(u), *rest), v),
     )
     return secant(
-        step.bind(stopped(u), stopped(v)),
-        step.bind(at_reference(u), at_reference(v)),
+        step.bind(stopped(u), stopped(v), *rest),
+        step.bind(at_reference(u), at_reference(v), *rest),
         *(term for term in terms if isinstance(term[2], Pair)),
     )
 
@@ -121,28 +125,33 @@ def indexed(first: int, last: int | None = None) -> Callable:
 # --------------------------------------------------------------- the path rule
 
 
-def path(step: Step, *operands: Any) -> Any:
+def path(step: Step, *operands: Any, binder: Callable | None = None) -> Any:
     """Any differentiable step: `M = ∫ J(a0 + t (a - a0)) dt` along the straight path.
 
     By Gauss-Legendre quadrature with `NODES` points over the primitive's own
     derivative: exact for polynomials up to degree `2 NODES`, spectrally accurate for
-    what is smooth between the two points.
+    what is smooth between the two points. `binder`, given the operands at the input,
+    returns the function to use in place of the step (an eigenvector in one gauge).
     """
+    binder = binder or (lambda _: step.bind)
     players = [k for k, o in enumerate(operands) if _has_tangent(o)]
-    xs = step.bind(*map(stopped, operands))
-    rs = step.bind(*map(at_reference, operands))
+    bind = binder([stopped(o) for o in operands])
+    xs = bind(*map(stopped, operands))
+    rs = bind(*map(at_reference, operands))
     several = step.primitive.multiple_results
     xs, rs = (xs, rs) if several else ([xs], [rs])
     floats = [k for k, x in enumerate(xs) if not is_discrete(x)]
 
     def derivative(ends, *tangents):
+        bind = binder(ends[0])
+
         def at(node):
             t, weight = node
 
             def outputs(*values):
                 at_node = dict(zip(players, values, strict=True))
                 filled = [at_node.get(k, o) for k, o in enumerate(ends[0])]
-                outs = step.bind(*filled)
+                outs = bind(*filled)
                 return [(outs if several else [outs])[k] for k in floats]
 
             points = [
@@ -181,6 +190,7 @@ def _has_tangent(operand: Any) -> bool:
 
 COMPARISONS = frozenset((P.eq_p, P.ne_p, P.lt_p, P.le_p, P.gt_p, P.ge_p))
 LINEAR = frozenset((P.add_p, P.sub_p, P.add_jaxvals_p, P.convert_element_type_p))
+SUMS = frozenset(existing("polynomial"))
 AFFINE = LINEAR | {P.neg_p, P.mul_p, P.div_p, P.copy_p, P.reduce_precision_p}
 
 
@@ -297,6 +307,8 @@ def shapley(step: Step, player: int, a: Sequence, b: Sequence, players: Sequence
     Shapley (1953); for one player it is D itself, for two the mean over the other's
     two values.
     """
+    if step.primitive in SUMS and len(players) > 1:
+        return _of_a_sum(step, player, a, b)
     others = [k for k in players if k != player]
     rows = [k for k in range(len(a)) if k != player]
     total = 0.0
@@ -307,6 +319,18 @@ def shapley(step: Step, player: int, a: Sequence, b: Sequence, players: Sequence
         d = _partial(step, player, a[player], b[player], rest)
         total = d if weight == 1 else total + weight * d
     return total
+
+
+def _of_a_sum(step: Step, player: int, a: Sequence, b: Sequence) -> Any:
+    """Shapley values of `sum_k c_k x^k`, a sum of games of two players each."""
+    halfway = [0.5 * u + 0.5 * v for u, v in zip(a, b, strict=True)]
+    if player == 0:
+        return _partial(step, 0, a[0], b[0], halfway[1:])
+    powers = (
+        _partial(step, player, a[player], b[player], [x, *halfway[2:]])
+        for x in (a[0], b[0])
+    )
+    return 0.5 * sum(powers)
 
 
 def _partial(step: Step, player: int, a: Any, b: Any, rest: list) -> Any:
@@ -412,29 +436,28 @@ def choose(index: Pair, cases: Sequence, bind: Callable) -> Pair:
     """One of several varying cases by an index that varies too.
 
     A boolean is a number, 0 or 1: `p*b + (1-p)*a` with the rule for products, so
-    `M_p = mid(b) - mid(a)` where it flips. An integer among more cases has no number
-    line: the cases get the mean over the two indices.
+    `M_p = mid(b) - mid(a)` where it flips, and the cases get the mean over the two
+    indices. An integer among more cases likewise, per unit of the index.
     """
     which, before = index.value, index.r
-    numbers = [number(c) for c in map(stopped, cases)]
-    rs = [number(c) for c in map(at_reference, cases)]
+    numbers, rs = (
+        [number(side(case)) for case in cases] for side in (stopped, at_reference)
+    )
     dtype = jnp.result_type(numbers[0])
 
     def share(k):
         hits = (which == k).astype(dtype) + (before == k).astype(dtype)
         return 0.5 * hits
 
-    terms = [
-        (scale, share(k), case)
-        for k, case in enumerate(cases)
-        if isinstance(case, Pair)
-    ]
-    if len(cases) == 2:
-        jump = 0.5 * (numbers[1] + rs[1]) - 0.5 * (numbers[0] + rs[0])
-        terms.append((scale, jnp.where(which == before, 0.0, jump), index))
+    halfway = [0.5 * x + 0.5 * r for x, r in zip(numbers, rs, strict=True)]
+    steps = number(which) - number(before)
+    jump = bind(which, *halfway) - bind(before, *halfway)
+    jump = jnp.where(steps == 0, 0.0, jump / jnp.where(steps == 0, 1, steps))
+    terms = [(scale, share(k), c) for k, c in enumerate(cases) if isinstance(c, Pair)]
     return secant(
         bind(which, *map(stopped, cases)),
         bind(before, *map(at_reference, cases)),
+        (scale, jump, index),
         *terms,
     )
 
@@ -449,8 +472,8 @@ def _cross_max(x, r, y, y0, at_x, at_r):
     goes to the winner at the input, the second to the winner at the reference, each
     divided by that element's own difference. Both lie in 0..1: the winner has moved
     at least as far as the maximum. One that did not move gets the gradient. `at_x`
-    and `at_r` are the winners' shares. (PEERS: the rule of SHAP and Captum, without
-    their threshold, and with shares added where windows overlap.)
+    and `at_r` are the winners' shares. SHAP and Captum have this rule as well, with a
+    threshold, and lose shares where windows overlap.
     """
     c = jnp.maximum(y, y0)
     moved = x != r

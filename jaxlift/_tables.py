@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from jax.extend.core import primitives as P
 
-from jaxlift import _backprop, _compat, _control, _reveal_cancel, _rules, _softmax
+from jaxlift import (
+    _backprop,
+    _compat,
+    _control,
+    _linalg,
+    _order,
+    _reveal_cancel,
+    _rules,
+    _softmax,
+)
 from jaxlift._compat import existing
 from jaxlift._differences import DIFFERENCES, STEPS
 from jaxlift._interpret import table
@@ -19,10 +28,8 @@ _LINEAR = existing(
     "all_gather", "all_gather_invariant", "all_to_all", "ppermute", "reduce_scatter", "pvary", "reshard",
 )
 _PATH = existing(
-    "reduce_prod", "cumprod", "cummax", "cummin", "cumlogsumexp", "cholesky", "eigh", "eig", "lu", "qr", "svd",
-    "triangular_solve", "tridiagonal_solve", "linear_solve", "scatter_mul", "scatter_max", "scatter_min",
-    "igamma", "igammac", "regularized_incomplete_beta", "polygamma", "zeta", "random_gamma", "sort", "top_k",
-    "reduce", "reduce_window", "schur", "ragged_dot_general",
+    "reduce_prod", "cumprod", "cumlogsumexp", "cholesky", "eig", "lu", "qr", "triangular_solve",
+    "tridiagonal_solve", "scatter_mul", "random_gamma", "reduce",
 )
 _ELEMENTWISE = {*DIFFERENCES, *STEPS}
 
@@ -55,7 +62,12 @@ RESCALE = table(
         P.sub_p:       _softmax.log_softmax_or_subtract,
         P.log_p:       _softmax.logsumexp_or_log,
     },
-    dict.fromkeys(existing("argmax", "argmin"), gradient),
+    dict.fromkeys(existing("cummax", "scatter_max"), _order.any_extremum(+1)),
+    dict.fromkeys(existing("cummin", "scatter_min"), _order.any_extremum(-1)),
+    dict.fromkeys(existing("argmax", "argmin"), _order.argmax),
+    {P.sort_p: _order.sort, P.top_k_p: _order.top_k},
+    {P.linear_solve_p: _linalg.linear_solve, P.eigh_p: _linalg.eigh, P.svd_p: _linalg.svd},
+    dict.fromkeys(existing("ragged_dot_general"), _rules.bilinear),
     dict.fromkeys(existing("gather", "dynamic_slice"), indexed(1)),
     dict.fromkeys(existing("scatter", "scatter_add", "scatter_sub"), indexed(1, 2)),
     dict.fromkeys(existing("dynamic_update_slice"), indexed(2)),

@@ -274,7 +274,12 @@ class Piece(Varying):
         slope = self.slope(k)
         i, j = self.root.intervals[k]
         a, b, fa, fb = (v[n] for v in (self.points, self.values) for n in (i, j))
-        if self.order < 2 or fa.dtype != wide(fa).dtype or a.dtype != wide(a).dtype:
+        if (
+            self.order < 2
+            or is_discrete(fa)
+            or fa.dtype != wide(fa).dtype
+            or a.dtype != wide(a).dtype
+        ):
             return slope
 
         def apart(u, v):

@@ -1,0 +1,161 @@
+"""Rules for order: extrema of any kind, sorting, the index of a maximum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from jaxlift._interpret import Step
+from jaxlift._rules import path
+from jaxlift._values import (
+    Array,
+    Pair,
+    at_reference,
+    attach,
+    is_discrete,
+    kind_of,
+    secant,
+    still,
+    stopped,
+)
+
+
+def any_extremum(sign: int) -> Callable:
+    """Maxima (1) or minima (-1) of any shape: cross-max by the primitive's derivative.
+
+    With `c = max(y, y0)` and `J` the derivative, which picks the winners at a point,
+    `M t = (c - y0) J_x (t / dx) + (y - c) J_r (t / dx)`, and `J_x t` of what does not
+    move.
+    """
+
+    def rule(step: Step, *operands: Any) -> Pair:
+        players = [
+            k for k, o in enumerate(operands)
+            if isinstance(o, Pair) and not is_discrete(o.r)
+        ]  # fmt: skip
+        xs, rs = [stopped(o) for o in operands], [at_reference(o) for o in operands]
+        value, reference = step.bind(*xs), step.bind(*rs)
+
+        def derivative(at, tangents):
+            def function(*values):
+                moved = dict(zip(players, values, strict=True))
+                return step.bind(*(moved.get(k, o) for k, o in enumerate(at)))
+
+            return jax.jvp(function, [at[k] for k in players], tangents)[1]
+
+        def tangent(ends, *tangents):
+            xs, rs, value, reference = ends
+            c = (jnp.maximum if sign > 0 else jnp.minimum)(value, reference)
+            differences = [xs[k] - rs[k] for k in players]
+            rows = list(zip(tangents, differences, strict=True))
+            moving = [
+                jnp.where(d == 0, 0, t / jnp.where(d == 0, 1, d)) for t, d in rows
+            ]
+            resting = [jnp.where(d == 0, t, 0) for t, d in rows]
+            up, down = derivative(xs, moving), derivative(rs, moving)
+            still_there = derivative(xs, resting)
+            return (c - reference) * up + (value - c) * down + still_there
+
+        ends = (xs, rs, value, reference)
+        sources = [operands[k].source for k in players]
+        return Pair(attach(value, Partial(tangent, ends), sources), reference)
+
+    return rule
+
+
+def ranks(x: Array, r: Array) -> Array:
+    """`M[k, i]`, the share of the straight path on which element `i` has rank `k`.
+
+    The exact path integral of the sorting permutation, over the last axis. Two
+    elements change places once at most, at `t = (r_j - r_i) / (dx_i - dx_j)`; for each
+    element its crossings in order give its rank on every stretch. Rows and columns add
+    up to 1; where the points coincide `M` is the permutation.
+    """
+    n, d = x.shape[-1], x - r
+    i = jnp.arange(n)
+    x_i, r_i, d_i = (v[..., :, None] for v in (x, r, d))
+    x_j, r_j, d_j = (v[..., None, :] for v in (x, r, d))
+    first = i[None, :] < i[:, None]
+    tied = (d_j == d_i) & first
+    before = (r_j < r_i) | ((r_j == r_i) & ((d_j < d_i) | tied))
+    after = (x_j < x_i) | ((x_j == x_i) & ((d_j > d_i) | tied))
+    crosses = before != after
+    when = jnp.where(crosses, (r_j - r_i) / jnp.where(crosses, d_i - d_j, 1), 1)
+    order = jnp.argsort(jnp.clip(when, 0, 1), -1)
+    when = jnp.take_along_axis(jnp.clip(when, 0, 1), order, -1)
+    change = jnp.take_along_axis(after.astype(int) - before.astype(int), order, -1)
+    edge = jnp.ones_like(when[..., :1])
+    stretch = jnp.diff(jnp.concatenate([0 * edge, when, edge], -1), axis=-1)
+    rank = before.sum(-1, keepdims=True) + jnp.concatenate(
+        [jnp.zeros_like(change[..., :1]), jnp.cumsum(change, -1)], -1
+    )
+
+    def shares(stretch, rank):
+        return jnp.zeros(n, x.dtype).at[rank].add(stretch)
+
+    each = jnp.vectorize(shares, signature="(s),(s)->(n)")(stretch, rank)
+    return jnp.swapaxes(each, -1, -2)
+
+
+def sort(step: Step, *operands: Any) -> Any:
+    """Sorting by one key that varies: the key by `ranks`, what goes along likewise."""
+    axis, key = step.params["dimension"], operands[0]
+    plain = kind_of(operands) is Pair and step.params["num_keys"] == 1
+    if not plain or not isinstance(key, Pair) or is_discrete(key.r):
+        return path(step, *operands)
+    weights = ranks(*(jnp.moveaxis(v, axis, -1) for v in key.ends))
+    xs = step.bind(*map(stopped, operands))
+    rs = step.bind(*map(at_reference, operands))
+    return [
+        secant(x, r, (_permute(axis), weights, o))
+        if isinstance(o, Pair) and not is_discrete(r)
+        else still(x, r)
+        for x, r, o in zip(xs, rs, operands, strict=True)
+    ]
+
+
+def top_k(step: Step, operand: Pair) -> Any:
+    """The largest k by `ranks`; their indices have no number line."""
+    k, axis = step.params["k"], step.params.get("axis")
+    axis = operand.r.ndim - 1 if axis is None else axis
+    weights = ranks(*(jnp.moveaxis(v, axis, -1) for v in operand.ends))
+    (x, at_x), (r, at_r) = step.bind(operand.value), step.bind(operand.r)
+    largest = weights[..., ::-1, :][..., :k, :]
+    return [secant(x, r, (_permute(axis), largest, operand)), still(at_x, at_r)]
+
+
+def _permute(axis: int) -> Callable:
+    def permuted(weights, tangent):
+        rows = jnp.einsum("...ki,...i->...k", weights, jnp.moveaxis(tangent, axis, -1))
+        return jnp.moveaxis(rows, -1, axis)
+
+    return permuted
+
+
+def argmax(step: Step, operand: Pair) -> Pair:
+    """The index of an extremum: a step of how far its two winners are apart.
+
+    With `e` the difference of the winners' unit vectors, `i - i0` jumps where
+    `e (a - a0)` is not 0. On a number line of indices this is complete; among
+    categories it is a convention, which only a switch (`select_n`) makes use of.
+    """
+    (axis,) = step.params["axes"]
+    value, reference = step.bind(operand.value), step.bind(operand.r)
+    size, dtype = operand.r.shape[axis], operand.source.dtype
+
+    def unit(index):
+        return jax.nn.one_hot(index, size, axis=axis, dtype=dtype)
+
+    e = unit(value) - unit(reference)
+    apart = ((operand.value - operand.r) * e).sum(axis)
+    jump = (value - reference) / jnp.where(apart == 0, 1, apart)
+
+    def tangent(weights, tangent):
+        slope, direction = weights
+        return slope * (direction * tangent).sum(axis)
+
+    return secant(value, reference, (tangent, (jump.astype(dtype), e), operand))
