@@ -67,11 +67,17 @@ def custom_jvp(step: Step, *operands: Any) -> list:
     Where the two points coincide at the function's own input, multipliers are the
     derivative that its author gave (relu'(0) = 0).
     """
+    outermost = not step.context.in_custom_jvp
+    step.context.in_custom_jvp = True
     try:
         outputs = _walk(step.context, step.params["call_jaxpr"], operands)
     except UnsupportedPrimitiveError:
         # No rule for the body, but its author gave a derivative: along the path.
+        if not outermost:
+            raise
         return path(step, *map(settle, operands))
+    finally:
+        step.context.in_custom_jvp = not outermost
     if not any(isinstance(operand, Varying) for operand in operands):
         return outputs
     inputs = [o for o in operands if isinstance(o, Varying)]

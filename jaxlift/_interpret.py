@@ -147,6 +147,7 @@ class Context:
     ):
         self.rules, self.tags, self.seeds = rules, tags, seeds
         self.found: dict[str, Any] = {}
+        self.in_custom_jvp = False
         self.origins: dict[int, Origin] = {}
 
     @functools.cached_property
@@ -156,7 +157,9 @@ class Context:
 
     def inner(self, seeds: Mapping[str, Any]) -> Context:
         """The context of a body that is traced on its own, a scan's say."""
-        return Context(self.rules, self.tags, seeds)
+        inner = Context(self.rules, self.tags, seeds)
+        inner.in_custom_jvp = self.in_custom_jvp
+        return inner
 
     def record(self, found: Mapping[str, Any]) -> None:
         """Keep tagged values; a name that stands for two values is refused."""

@@ -7,8 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import primitives as P
 from jax.tree_util import Partial
 
+from jaxlift import _compat
 from jaxlift._interpret import Step
 from jaxlift._rules import path
 from jaxlift._values import (
@@ -18,6 +20,7 @@ from jaxlift._values import (
     attach,
     is_discrete,
     kind_of,
+    number,
     secant,
     still,
     stopped,
@@ -128,6 +131,35 @@ def top_k(step: Step, operand: Pair) -> Any:
     return [secant(x, r, (_permute(axis), largest, operand)), still(at_x, at_r)]
 
 
+def approx_top_k(step: Step, operand: Pair) -> Any:
+    """The approximately largest (or smallest) k, as if they were exact."""
+    k, axis = step.params["k"], step.params["reduction_dimension"]
+    weights = ranks(*(jnp.moveaxis(v, axis, -1) for v in operand.ends))
+    (x, at_x), (r, at_r) = step.bind(operand.value), step.bind(operand.r)
+    ordered = weights[..., ::-1, :] if step.params["is_max_k"] else weights
+    best = ordered[..., :k, :]
+    return [secant(x, r, (_permute(axis), best, operand)), still(at_x, at_r)]
+
+
+def reduce(step: Step, *operands: Any) -> Any:
+    """A reduction with any combiner: a maximum, a minimum, or by the path rule."""
+    combiner, _ = _compat.open_jaxpr(step.params["jaxpr"])
+    signs = {P.max_p: 1, P.min_p: -1}
+    sign = signs.get(combiner.eqns[0].primitive) if len(combiner.eqns) == 1 else None
+    if sign is None:
+        return path(step, *operands)
+    extremum = any_extremum(sign)(_Single(step.eqn, step.context), *operands)
+    return [extremum]
+
+
+class _Single(Step):
+    """A step of which the first output alone counts."""
+
+    def bind(self, *operands: Any) -> Any:
+        """That output."""
+        return super().bind(*operands)[0]
+
+
 def _permute(axis: int) -> Callable:
     def permuted(weights, tangent):
         rows = jnp.einsum("...ki,...i->...k", weights, jnp.moveaxis(tangent, axis, -1))
@@ -146,12 +178,13 @@ def argmax(step: Step, operand: Pair) -> Pair:
     (axis,) = step.params["axes"]
     value, reference = step.bind(operand.value), step.bind(operand.r)
     size, dtype = operand.r.shape[axis], operand.source.dtype
+    x, r = number(operand.value), number(operand.r)
 
     def unit(index):
         return jax.nn.one_hot(index, size, axis=axis, dtype=dtype)
 
     e = unit(value) - unit(reference)
-    apart = ((operand.value - operand.r) * e).sum(axis)
+    apart = ((x - r) * e).sum(axis)
     jump = (value - reference) / jnp.where(apart == 0, 1, apart)
 
     def tangent(weights, tangent):
