@@ -26,8 +26,7 @@ Gradients are multiplied by the one-hot input as in the paper ("x input") and by
 difference from the reference ("x difference"), which removes what is common to the
 four bases of a position.
 
-Source: Shrikumar, Greenside, Kundaje, ICML 2017 (arXiv 1704.02685), section 4.2 (its
-tasks 1, 2, 0 are 0, 1, 2 here).
+Source: Shrikumar, Greenside, Kundaje, ICML 2017 (arXiv 1704.02685), section 4.2.
 """
 
 from __future__ import annotations
@@ -254,15 +253,17 @@ def verdict(results):
         weak = [m for m in slopes if value[m] < worst - MARGIN]
         agrees = not ahead and len(weak) == len(slopes)
         parts.append(
-            f"task {task}: {'agrees' if agrees else 'agrees in part' if weak else 'no'}"
+            f"task {task}: {'agrees' if agrees else 'in part' if weak else 'disagrees'}"
             f" (the worse of the two has {worst:.3f}; "
-            f"better: {', '.join(ahead) or 'none'}; gradient methods that are worse: "
+            f"better: {' and '.join(ahead) or 'none'}; gradient methods that are worse: "
             f"{', '.join(f'{m} {value[m]:.3f}' for m in weak) or 'none'})"
         )
     return (
         "The paper has RevealCancel and GenomicsDefault score the motifs high in all "
-        "tasks and the gradient methods below them; by precision against the "
-        f"background, differences under {MARGIN} ignored, " + "; ".join(parts) + "."
+        "tasks and the gradient methods below them; this run, judged by precision "
+        f"against the background, differences under {MARGIN} ignored: "
+        + "; ".join(parts)
+        + "."
     )
 
 

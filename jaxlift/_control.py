@@ -57,7 +57,8 @@ def call(step: Step, *operands: Any) -> list:
 @lazy
 def expanded(step: Step, *operands: Any) -> list:
     """A high-level primitive: what it consists of."""
-    return _walk(step.context, _compat.expansion(step.eqn), operands)
+    outputs = _walk(step.context, _compat.expansion(step.eqn), operands)
+    return _own_slopes(step, operands, outputs) if _activation(outputs) else outputs
 
 
 @lazy
@@ -81,12 +82,17 @@ def custom_jvp(step: Step, *operands: Any) -> list:
     if not any(isinstance(operand, Varying) for operand in operands):
         return outputs
     inputs = [o for o in operands if isinstance(o, Varying)]
-    if all(isinstance(o, Piece) for o in outputs) and one_root((*inputs, *outputs)):
+    if _activation(outputs) and one_root((*inputs, *outputs)):
         return _own_slopes(step, operands, outputs)
     settled = [settle(operand) for operand in operands]
     if kind_of(settled) is not Pair:
         return outputs
     return _own_derivative(step, settled)
+
+
+def _activation(outputs: Sequence) -> bool:
+    """Whether all outputs are functions of one pair."""
+    return all(isinstance(o, Piece) for o in outputs) and one_root(outputs)
 
 
 def _own_slopes(step: Step, operands: Sequence, outputs: Sequence[Piece]) -> list:

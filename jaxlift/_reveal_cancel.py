@@ -69,12 +69,13 @@ class Split(Pair):
         """
         if isinstance(pair, Split):
             return pair
-        difference = pair.value - pair.r
+        source = pair.source  # of a boolean or an integer the float that carries it
+        difference = lax.stop_gradient(source) - jnp.asarray(pair.r, source.dtype)
 
         def part(sign):
             share = 0.5 + 0.5 * sign * jnp.sign(difference)
             size = jnp.where(sign * difference > 0, difference, 0)
-            return attach(size, Partial(scale, share), (pair.x,))
+            return attach(size, Partial(scale, share), (source,))
 
         return cls(pair.value, pair.r, part(1), part(-1))
 

@@ -85,7 +85,10 @@ class _LogSumExp:
         self.x, self.r = (wide(v) for v in pair.ends)
         # Values and probabilities are each point's own ...
         own, own0 = finite_max(self.x), finite_max(self.r)
-        x, r = self.x - own, self.r - own0
+        # The largest is 0 exactly: a compiler may contract the product that made a
+        # logit with this subtraction, and leave the rounding of the logit there.
+        x = jnp.where(self.x == own, 0, self.x - own)
+        r = jnp.where(self.r == own0, 0, self.r - own0)
         (log_s, self.sign), (log_s0, _) = total(x), total(r)
         self.value, self.reference = log_s + own, log_s0 + own0
         self.log_p, self.log_p0 = x - log_s, r - log_s0

@@ -94,7 +94,7 @@ class Pair(Varying):
     @property
     def parts(self) -> tuple[Array, Array]:
         """What pushed the value up and what pushed it down, tangents stopped."""
-        difference = self.value - self.r
+        difference = number(self.value) - number(self.r)
         return jnp.maximum(difference, 0), jnp.minimum(difference, 0)
 
     def seeded(self, seeds: tuple[Array, Array]) -> Pair:

@@ -13,7 +13,9 @@ from test_networks import evaluator, gaps
 
 KEY_X, KEY_R, KEY_P = jax.random.split(jax.random.key(11), 3)
 IMAGE, SEQUENCE = (8, 8, 1), (6, 4)
-DISTANCES = [0.001, 1.0, 30.0]
+# Further apart, attention over raw products has contributions to its logits that are
+# thousands of times its output, and float32 keeps 1e-4 of it.
+DISTANCES = [0.001, 1.0, 10.0]
 
 
 def check(f, shape):
