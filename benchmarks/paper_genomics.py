@@ -73,7 +73,7 @@ MOTIFS = {  # probabilities of A C G T, a row per position
     ),
 }
 WIDTH = 8  # of either motif
-MATCH, STRONG = 5.0, 9.0  # bits of log-odds; the consensus has 12 to 13
+MATCH, STRONG = 5.0, 9.0  # bits of log-odds; the consensus has 13 to 14
 MARGIN = 0.01  # of precision: less is not a difference
 
 
@@ -226,16 +226,16 @@ def plot(results, path):
     size = (2.3 * len(results), 6.5)
     figure, axes = plt.subplots(len(TASKS), len(results), figsize=size, sharex=True)
     for column, (method, rows) in zip(axes.T, results.items(), strict=True):
-        for axis, row, task in zip(column, rows, TASKS, strict=True):
+        for axis, row in zip(column, rows, strict=True):
             for name, (bits, score) in row[3].items():
                 colour = "C0" if name == "GATA1" else "C1"
                 axis.scatter(bits, score, 3, colour, alpha=0.5, label=name)
             axis.axhline(0, color="grey", linewidth=0.6)
             axis.tick_params(labelsize=7)
-            if column is axes.T[0]:
-                axis.set_ylabel(f"task {task}\nscore of the window")
         column[0].set_title(method, fontsize=9)
         column[-1].set_xlabel("log-odds, bits")
+    for axis, task in zip(axes[:, 0], TASKS, strict=True):
+        axis.set_ylabel(f"task {task}\nscore of the window")
     axes[-1, 0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
@@ -255,7 +255,7 @@ def verdict(results):
         parts.append(
             f"task {task}: {'agrees' if agrees else 'in part' if weak else 'disagrees'}"
             f" (the worse of the two has {worst:.3f}; "
-            f"better: {' and '.join(ahead) or 'none'}; gradient methods that are worse: "
+            f"better: {' and '.join(ahead) or 'none'}; gradient methods worse: "
             f"{', '.join(f'{m} {value[m]:.3f}' for m in weak) or 'none'})"
         )
     return (

@@ -31,6 +31,7 @@ from jaxlift._values import (
     Varying,
     at_input,
     at_reference,
+    is_discrete,
     kind_of,
     pair_of,
     piece_of,
@@ -119,13 +120,17 @@ def _own_slopes(step: Step, operands: Sequence, outputs: Sequence[Piece]) -> lis
         return functools.reduce(jnp.logical_and, same), derivatives
 
     owned = [own(k) for k in range(len(root.intervals))]
+
+    def slope(output, n, k):
+        same, derivatives = owned[k]
+        if is_discrete(output.values[0]):
+            return None
+        return jnp.where(same, derivatives[n], output.slope(k))
+
     return [
         output.extended(
             output.values,
-            [
-                None if slope is None else jnp.where(same, derivatives[n], slope)
-                for slope, (same, derivatives) in zip(output.slopes, owned, strict=True)
-            ],
+            [slope(output, n, k) for k in range(len(root.intervals))],
             output.order,
         )
         for n, output in enumerate(outputs)
