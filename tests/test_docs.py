@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -12,6 +13,15 @@ def rows(page):
     """Rule to primitives, of the rows of a page."""
     table = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
     return {rule: names.strip(" |").split(", ") for rule, names in table[1:]}
+
+
+def test_the_recipes_run():
+    page = (DOCS / "recipes.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    assert len(blocks) >= 8
+    names = {}
+    for block in blocks:
+        exec(compile(block, "recipes.md", "exec"), names)
 
 
 def test_the_coverage_page_is_current():
