@@ -83,7 +83,7 @@ def source_line(eqn: core.JaxprEqn) -> str:
     return found or "a line that JAX has no record of"
 
 
-def expansion(eqn: core.JaxprEqn) -> core.ClosedJaxpr:
+def expansion(eqn: core.JaxprEqn) -> Any:
     """What a high-level primitive (searchsorted, from 0.11 on) consists of."""
     (high,) = (v for v in eqn.params.values() if hasattr(v, "expand"))
 
