@@ -209,7 +209,7 @@ def _signed(weight: Any, signed: Callable, discrete: Callable) -> Any:
     """Of a tuple of weights only the first has a sign; integers are indices."""
     if isinstance(weight, tuple):
         return _signed(weight[0], signed, discrete), *weight[1:]
-    part = lambda w: discrete(w) if is_discrete(w) else signed(w)  # noqa: E731
+    part = lambda w: discrete(w) if is_discrete(w) else signed(w)
     return jax.tree.map(part, weight)
 
 

@@ -32,6 +32,7 @@ _PATH = existing(
     "reduce_prod", "cumprod", "cumlogsumexp", "cholesky", "eig", "lu", "qr", "triangular_solve",
     "tridiagonal_solve", "scatter_mul", "random_gamma",
 )
+_PRODUCTS = existing("dot_general", "conv_general_dilated")
 _ELEMENTWISE = {*DIFFERENCES, *STEPS}
 
 STRUCTURE = {
@@ -52,7 +53,7 @@ RESCALE = table(
     dict.fromkeys(_PATH, _rules.path),
     dict.fromkeys(_ELEMENTWISE, _rules.elementwise),
     dict.fromkeys(_LINEAR, linear),
-    dict.fromkeys(existing("dot_general", "conv_general_dilated"), _rules.bilinear),
+    dict.fromkeys(_PRODUCTS, _rules.bilinear),
     dict.fromkeys(existing("reduce_max", "reduce_or"), _extrema.extremum(+1)),
     dict.fromkeys(existing("reduce_min", "reduce_and"), _extrema.extremum(-1)),
     {
@@ -76,8 +77,6 @@ RESCALE = table(
     STRUCTURE,
 )
 """Rescale (Shrikumar et al. 2017, section 3.5.2), extended to every primitive."""
-
-_PRODUCTS = existing("dot_general", "conv_general_dilated")
 
 REVEAL_CANCEL = table(RESCALE, dict.fromkeys(_PRODUCTS, _reveal_cancel.opening))
 """RevealCancel: products with fixed weights keep what pushes up apart from what pushes
