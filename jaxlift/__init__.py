@@ -1,6 +1,7 @@
 """jaxlift: DeepLIFT for any JAX function, as a transform."""
 
 from jaxlift._arguments import ReferenceMismatchError as ReferenceMismatchError
+from jaxlift._custom import custom_rule as custom_rule
 from jaxlift._interpret import UnsupportedPrimitiveError as UnsupportedPrimitiveError
 from jaxlift._interpret import scoped as scoped
 from jaxlift._tables import DECONVNET as DECONVNET

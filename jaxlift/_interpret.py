@@ -254,6 +254,7 @@ def _unsupported(eqn: core.JaxprEqn) -> str:
     return (
         f"no rule for the primitive '{name}', applied to a value that depends on the "
         f"attributed input at {_compat.source_line(eqn)}. Give it one, "
-        f"rules=RESCALE | {{{name}_p: rule}}, or keep the attributed input away from "
-        "it (jax.lax.stop_gradient). jaxlift never falls back to the gradient silently."
+        f"rules=RESCALE | {{{name}_p: rule}}; or wrap the call, @jaxlift.custom_rule; "
+        "or keep the attributed input away from it (jax.lax.stop_gradient). jaxlift "
+        "never falls back to the gradient silently."
     )

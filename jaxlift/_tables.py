@@ -8,6 +8,7 @@ from jaxlift import (
     _backprop,
     _compat,
     _control,
+    _custom,
     _extrema,
     _linalg,
     _order,
@@ -74,6 +75,7 @@ RESCALE = table(
     dict.fromkeys(existing("gather", "dynamic_slice"), indexed(1)),
     dict.fromkeys(existing("scatter", "scatter_add", "scatter_sub"), indexed(1, 2)),
     dict.fromkeys(existing("dynamic_update_slice"), indexed(2)),
+    {_custom.custom_rule_p: _custom.own_rule},
     STRUCTURE,
 )
 """Rescale (Shrikumar et al. 2017, section 3.5.2), extended to every primitive."""

@@ -413,8 +413,7 @@ def intermediate(f: Callable, name: str) -> Callable:
 
     @functools.wraps(f, updated=())
     def tagged(*args: Any, **kwargs: Any) -> Any:
-        leaves, tree = jax.tree.flatten((args, kwargs))
-        closed = jax.make_jaxpr(lambda leaves: _call(f, tree, leaves))(leaves)
+        closed, _, leaves = _traced(f, args, kwargs)
         check_tags(closed, (name,))
         return _tagged(closed, (name,), leaves)[name]
 
@@ -447,19 +446,35 @@ def pre_activation(f: Callable) -> Callable:
 
     @functools.wraps(f, updated=())
     def before(*args: Any, **kwargs: Any) -> Any:
-        leaves, tree = jax.tree.flatten((args, kwargs))
-        closed, shape = jax.make_jaxpr(
-            lambda leaves: _call(f, tree, leaves), return_shape=True
-        )(leaves)
+        closed, shape, leaves = _traced(f, args, kwargs)
         outputs = without_last_activation(*_compat.open_jaxpr(closed), leaves)
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
     return before
 
 
-def _call(f: Callable, tree: Any, leaves: Sequence) -> Any:
-    args, kwargs = jax.tree.unflatten(tree, leaves)
-    return f(*args, **kwargs)
+def _traced(f: Callable, args: Any, kwargs: Any) -> tuple[Any, Any, list]:
+    """The jaxpr of `f`, the shapes of its output, and its flat arguments."""
+    leaves, tree = jax.tree.flatten((args, kwargs))
+
+    def flat(leaves):
+        args, kwargs = jax.tree.unflatten(tree, leaves)
+        return f(*args, **kwargs)
+
+    try:
+        return *jax.make_jaxpr(flat, return_shape=True)(leaves), leaves
+    except Exception as error:
+        if type(error).__name__ == "TraceContextError":  # flax's own words are short
+            error.add_note(WRITES_STATE)
+        raise
+
+
+WRITES_STATE = """
+The explained flax.nnx module writes state when it is called (running averages, a random
+stream, a counter). Split it outside, and merge a copy inside:
+    graphdef, state = nnx.split(model)
+    f = lambda x: nnx.merge(graphdef, state, copy=True)(x)
+and explain f."""
 
 
 # --------------------------------------------------------------- one evaluation
@@ -489,14 +504,13 @@ def _evaluate(
     tags: Sequence[str] = (),
     output: Callable[[Pair], Any] = operator.attrgetter("x"),
 ) -> _Evaluation:
-    leaves, tree = jax.tree.flatten((args, kwargs))
 
-    def flat(leaves):
-        y = _call(f, tree, leaves)
+    def checked(*args, **kwargs):
+        y = f(*args, **kwargs)
         y, aux = split_aux(y) if has_aux else (y, None)
         return output_array(y), aux
 
-    closed, (_, aux) = jax.make_jaxpr(flat, return_shape=True)(leaves)
+    closed, (_, aux), _ = _traced(checked, args, kwargs)
     jaxpr, consts = _compat.open_jaxpr(closed)
     seeds = _seeds(closed, tags)
 

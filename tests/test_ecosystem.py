@@ -11,6 +11,8 @@ import pytest
 from flax import nnx
 from test_networks import evaluator, gaps
 
+import jaxlift
+
 KEY_X, KEY_R, KEY_P = jax.random.split(jax.random.key(11), 3)
 IMAGE, SEQUENCE = (8, 8, 1), (6, 4)
 # Further apart, attention over raw products has contributions to its logits that are
@@ -168,6 +170,13 @@ def test_nnx_with_state(make, mode):
         model.eval()  # otherwise one dropout mask, the same at both points
     graphdef, state = nnx.split(model)
     check(lambda x: nnx.merge(graphdef, state, copy=True)(x), SEQUENCE)
+
+
+def test_nnx_with_state_that_is_not_split_says_how_to():
+    model = NnxCounting(nnx.Rngs(0))
+    with pytest.raises(Exception, match="Cannot mutate") as raised:
+        jaxlift.deeplift(model, target=0)(jnp.ones(SEQUENCE), 0.0)
+    assert any("nnx.merge(graphdef" in note for note in raised.value.__notes__)
 
 
 # A block of the genomics transformers
