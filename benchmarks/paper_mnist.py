@@ -1,6 +1,8 @@
 """The paper's MNIST experiment: erase the pixels that make an 8 an 8, and not a 3.
 
-    python benchmarks/paper_mnist.py [--network DIRECTORY --images FILE] [--plot PNG]
+    python benchmarks/paper_mnist.py [--plot PNG]
+    python benchmarks/paper_mnist.py --mnist DIRECTORY
+    python benchmarks/paper_mnist.py --network DIRECTORY --images FILE
 
 For each pair of digits, each method scores the pixels for the difference of the two
 logits; the 157 pixels (a fifth) with the largest scores are erased, and the change of
@@ -8,8 +10,9 @@ the log-odds between the two classes is reported: the larger, the better the met
 found what speaks for the one and against the other.
 
 Without arguments a small network is trained on scikit-learn's digits, where 13 of the
-64 pixels are erased. `--network` is a folder with `case.json` (Keras-like layers) and
-`weights.npz`; `--images` an `.npz` with `images` and `labels`.
+64 pixels are erased; with `--mnist` on the four IDX files of MNIST (plain or gzipped)
+in a folder. To use a network as it is, `--network` is a folder with `case.json`
+(Keras-like layers) and `weights.npz`; `--images` an `.npz` with `images` and `labels`.
 
 Source: Shrikumar, Greenside, Kundaje, ICML 2017 (arXiv 1704.02685), section 4.1.
 """
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -25,9 +29,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from sklearn.datasets import load_digits
 
 import jaxlift
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
+from digits import bundled_digits, mnist
 
 PAIRS = [(8, 3), (8, 6), (9, 1), (4, 1)]
 
@@ -82,10 +88,9 @@ def stored_network(folder: Path):
     return logits
 
 
-def trained_network():
-    """A small network trained on scikit-learn's digits, and its test images."""
-    images, labels = load_digits(return_X_y=True)
-    images = images.reshape(-1, 8, 8, 1).astype(np.float32) / 16
+def trained_network(data, steps):
+    """A small network trained on images of digits."""
+    images, labels = data.train_images, data.train_labels
     model = nn.Sequential(
         [
             nn.Conv(32, (3, 3), strides=2), nn.relu, nn.Conv(64, (3, 3)), nn.relu,
@@ -106,10 +111,12 @@ def trained_network():
         return optax.apply_updates(params, updates), state
 
     rng = np.random.default_rng(0)
-    for _ in range(800):
-        rows = rng.integers(0, 1200, 64)
+    for _ in range(steps):
+        rows = rng.integers(0, len(images), 64)
         params, state = update(params, state, images[rows], labels[rows])
-    return lambda x: model.apply(params, x), images[1200:], labels[1200:]
+    right = model.apply(params, data.test_images).argmax(-1) == data.test_labels
+    print(f"trained: {right.mean():.1%} of the test images right")
+    return lambda x: model.apply(params, x)
 
 
 def changes(logits, images, pair, method, erased):
@@ -143,20 +150,24 @@ def plot(results, path):
     figure.savefig(path, dpi=110)
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--mnist", type=Path, help="folder of the four IDX files")
+    parser.add_argument("--steps", type=int, default=2000, help="of training")
     parser.add_argument("--network", type=Path)
     parser.add_argument("--images", type=Path)
     parser.add_argument("--count", type=int, default=200, help="images of each digit")
     parser.add_argument("--plot", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.network:
         logits = stored_network(options.network)
         data = np.load(options.images)
         images = data["images"].reshape(-1, 28, 28, 1).astype(np.float32)
         labels = data["labels"]
     else:
-        logits, images, labels = trained_network()
+        data = mnist(options.mnist) if options.mnist else bundled_digits(0)
+        logits = trained_network(data, options.steps)
+        images, labels = data.test_images, data.test_labels
     erased = round(images[0].size / 5)
     results = {}
     for pair in PAIRS:

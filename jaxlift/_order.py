@@ -19,7 +19,6 @@ from jaxlift._values import (
     at_reference,
     attach,
     is_discrete,
-    kind_of,
     number,
     secant,
     still,
@@ -107,8 +106,7 @@ def ranks(x: Array, r: Array) -> Array:
 def sort(step: Step, *operands: Any) -> Any:
     """Sorting by one key that varies: the key by `ranks`, what goes along likewise."""
     axis, key = step.params["dimension"], operands[0]
-    plain = kind_of(operands) is Pair and step.params["num_keys"] == 1
-    if not plain or not isinstance(key, Pair) or is_discrete(key.r):
+    if step.params["num_keys"] > 1 or not isinstance(key, Pair) or is_discrete(key.r):
         return path(step, *operands)
     weights = ranks(*(jnp.moveaxis(v, axis, -1) for v in key.ends))
     xs = step.bind(*map(stopped, operands))

@@ -135,7 +135,7 @@ class Split(Pair):
         return Split(
             value,
             reference,
-            *_sided([(scale, up, self.pos)], [(scale, down, self.neg)]),
+            *_sided(value, [(scale, up, self.pos)], [(scale, down, self.neg)]),
         )
 
     @classmethod
@@ -148,7 +148,7 @@ class Split(Pair):
             return Pair.secant(value, reference, terms)
         ups = [(m, w, split.pos) for m, w, split in splits]
         downs = [(m, w, split.neg) for m, w, split in splits]
-        return cls(value, reference, *_sided(ups, downs))
+        return cls(value, reference, *_sided(value, ups, downs))
 
     @classmethod
     def linear(cls, step: Step, operands: Sequence, indices: Sequence[int]) -> Any:
@@ -186,13 +186,15 @@ def _weighted_sum(up: Slope, down: Slope, *tangents: Array) -> Array:
     return up * tangents[0] + down * tangents[1]
 
 
-def _sided(ups: Sequence[tuple], downs: Sequence[tuple]) -> tuple[Array, Array]:
-    """What arrives on either side of terms `(map, weight, part)`."""
+def _sided(
+    value: Array, ups: Sequence[tuple], downs: Sequence[tuple]
+) -> tuple[Array, Array]:
+    """What arrives on either side of a value from terms `(map, weight, part)`."""
 
     def total(same, crossing):
         kept = [m(_at_least_0(w), part) for m, w, part in same]
         crossed = [m(_at_most_0(w), part) for m, w, part in crossing]
-        return sum(kept + [c for c in crossed if c is not None])
+        return sum(kept + crossed).astype(value.dtype)
 
     return total(ups, downs), total(downs, ups)
 
