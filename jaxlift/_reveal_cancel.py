@@ -193,26 +193,32 @@ def _sided(
 
     def total(same, crossing):
         kept = [m(_at_least_0(w), part) for m, w, part in same]
-        crossed = [m(_at_most_0(w), part) for m, w, part in crossing]
+        crossed = [
+            m(_at_most_0(w), part) for m, w, part in crossing if _has_sign(w)
+        ]
         return sum(kept + crossed).astype(value.dtype)
 
     return total(ups, downs), total(downs, ups)
 
 
 def _at_least_0(weight: Any) -> Any:
-    return _signed(weight, lambda w: jnp.maximum(w, 0), lambda w: w)
+    return _signed(weight, lambda w: jnp.maximum(w, 0))
 
 
 def _at_most_0(weight: Any) -> Any:
-    return _signed(weight, lambda w: jnp.minimum(w, 0), jnp.zeros_like)
+    return _signed(weight, lambda w: jnp.minimum(w, 0))
 
 
-def _signed(weight: Any, signed: Callable, discrete: Callable) -> Any:
+def _has_sign(weight: Any) -> bool:
+    """Whether a weight is more than indices, which only move and never turn."""
+    return not all(map(is_discrete, jax.tree.leaves(weight)))
+
+
+def _signed(weight: Any, signed: Callable) -> Any:
     """Of a tuple of weights only the first has a sign; integers are indices."""
     if isinstance(weight, tuple):
-        return _signed(weight[0], signed, discrete), *weight[1:]
-    part = lambda w: discrete(w) if is_discrete(w) else signed(w)
-    return jax.tree.map(part, weight)
+        return _signed(weight[0], signed), *weight[1:]
+    return jax.tree.map(lambda w: w if is_discrete(w) else signed(w), weight)
 
 
 def opening(step: Step, *operands: Any) -> Pair:
