@@ -73,8 +73,11 @@ class Split(Pair):
         difference = lax.stop_gradient(source) - jnp.asarray(pair.r, source.dtype)
 
         def part(sign):
-            share = 0.5 + 0.5 * sign * jnp.sign(difference)
-            size = jnp.where(sign * difference > 0, difference, 0)
+            # Where a branch that is not taken is infinite or NaN nothing has moved.
+            there, absent = sign * difference > 0, sign * difference < 0
+            share = jnp.where(there, 1.0, jnp.where(absent, 0.0, 0.5))
+            share = share.astype(source.dtype)
+            size = jnp.where(there, difference, 0)
             return attach(size, Partial(scale, share), (source,))
 
         return cls(pair.value, pair.r, part(1), part(-1))
@@ -193,10 +196,8 @@ def _sided(
 
     def total(same, crossing):
         kept = [m(_at_least_0(w), part) for m, w, part in same]
-        crossed = [
-            m(_at_most_0(w), part) for m, w, part in crossing if _has_sign(w)
-        ]
-        return sum(kept + crossed).astype(value.dtype)
+        crossed = [m(_at_most_0(w), part) for m, w, part in crossing if _has_sign(w)]
+        return add(*kept, *crossed).astype(value.dtype)
 
     return total(ups, downs), total(downs, ups)
 
