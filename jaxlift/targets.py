@@ -141,11 +141,18 @@ def profile(axis: int | tuple[int, ...] = -1) -> Target:
     et al., Nature Genetics 2021) weights the logits as they are, without the mean, and
     averages over strands; bpnet-lite's wrapper no longer freezes the weights.
     """
+    axes = (axis,) if isinstance(axis, int) else tuple(axis)
 
     def target(y: Any) -> jax.Array:
-        centred = y - jnp.mean(y, axis, keepdims=True)
-        weights = jax.nn.softmax(lax.stop_gradient(centred), axis)
-        return jnp.sum(weights * centred, axis)
+        ndim = jnp.ndim(y)
+        if not all(-ndim <= k < ndim for k in axes):
+            raise ValueError(
+                f"axis {axis} of a profile is out of range for an output of shape "
+                f"{jnp.shape(y)}"
+            )
+        centred = y - jnp.mean(y, axes, keepdims=True)
+        weights = jax.nn.softmax(lax.stop_gradient(centred), axes)
+        return jnp.sum(weights * centred, axes)
 
     return target
 
