@@ -6,10 +6,10 @@ flax.linen, haiku and Keras open one for every layer, equinox one for every laye
 its scope: the values computed inside that are used outside. `scopes` lists them, and
 `tagged` puts the name of the scope on them, for `at=` and `intermediate` to ask for.
 
-A scope is written as a path of whole names from the inside out: "Dense_0", or as much
-of "CNN/Block_1/Dense_0" as tells it apart. One entered several times is numbered in the
-order of the program, "eqx.nn.Linear[1]" being the second; entries with nothing between
-them (a layer applied to its own output) cannot be told apart, and count as one.
+A scope is written as its path, "CNN/Block_1/Dense_0", or as an end of it that tells it
+apart, "Dense_0". One entered several times is numbered in the order of the program,
+"eqx.nn.Linear[1]" being the second; entries with nothing between them (a layer applied
+to its own output) cannot be told apart, and count as one.
 
 It works on jaxprs, and knows nothing of attribution.
 """
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -216,43 +216,38 @@ def _is_floating(variable: core.Var) -> bool:
 # -------------------------------------------------------------- what it is called
 
 
-def _by_ending(visits: Sequence[Visit]) -> dict[str, list[Visit]]:
-    """The visits that each ending of a path fits."""
-    found = defaultdict(list)
-    for visit in visits:
-        for k in range(len(visit.path)):
-            found["/".join(visit.path[k:])].append(visit)
-    return found
-
-
 def _names(visits: Sequence[Visit]) -> dict[str, Visit]:
-    """The visits by the name that tells each from all others."""
-    found = _by_ending(visits)
+    """The visits by their full paths, numbered where a scope is entered again."""
+    entries, before = Counter(visit.scope for visit in visits), Counter()
+    names = {}
+    for visit in visits:
+        number = f"[{before[visit.scope]}]" if entries[visit.scope] > 1 else ""
+        names[visit.scope + number] = visit
+        before[visit.scope] += 1
+    return names
 
-    def name(visit):
-        fitting = found[visit.scope]
-        number = f"[{fitting.index(visit)}]" if len(fitting) > 1 else ""
-        return visit.scope + number
 
-    return {name(visit): visit for visit in visits}
+def _fitting(visits: Sequence[Visit], scope: str) -> list[Visit]:
+    """The visits whose path is this one, or else ends so."""
+    exact = [visit for visit in visits if visit.scope == scope]
+    return exact or [visit for visit in visits if visit.scope.endswith(f"/{scope}")]
 
 
 def _find(visits: Sequence[Visit], written: str) -> Visit:
     """The one visit that is meant by a scope, perhaps with a number."""
     reachable = [visit for visit in visits if visit.inside is None]
-    scope, bracket, number = written.removesuffix("]").rpartition("[")
-    numbered = bool(bracket) and number.isdecimal() and written.endswith("]")
-    scope = scope if numbered else written
-    fitting = _by_ending(reachable)[scope]
-    chosen = fitting[int(number) :][:1] if numbered else fitting
+    numbered = re.fullmatch(r"(.+)\[(\d+)\]", written)
+    scope, number = numbered.groups() if numbered else (written, None)
+    fitting = _fitting(reachable, scope)
+    chosen = fitting if number is None else fitting[int(number) :][:1]
     if len(chosen) == 1:
         return chosen[0]
     if fitting:
         names = [name for name, visit in _names(reachable).items() if visit in fitting]
         raise ValueError(
-            f"'{written}' is not one of the scopes that end so; write one of {names}"
+            f"'{written}' stands for {len(chosen)} scopes: write one of {names}"
         )
-    shut = sorted({str(visit.inside) for visit in _by_ending(visits)[scope]})
+    shut = sorted({str(visit.inside) for visit in _fitting(visits, scope)})
     if shut:
         raise ValueError(
             f"the scope '{written}' lies in the body of {', '.join(shut)}, which hands "
