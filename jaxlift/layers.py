@@ -111,8 +111,6 @@ def tagged(f: Callable, *scopes: str) -> Callable:
         jaxpr, _ = _compat.open_jaxpr(closed)
         visits = list(_visits(jaxpr))
         tags = [(_find(visits, scope), scope) for scope in scopes]
-        # An inner scope that ends with an outer one is tagged first.
-        tags.sort(key=lambda tag: -len(tag[0].path))
         function = core.jaxpr_as_fun(_holding(closed, _insert(jaxpr, (), tags)))
         return jax.tree.unflatten(jax.tree.structure(shape), function(*leaves))
 

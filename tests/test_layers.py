@@ -275,6 +275,14 @@ def test_two_scopes_that_end_with_the_same_value(order, composed):
         close(c[name], jnp.tanh(x * x @ W) - jnp.tanh(r * r @ W))
 
 
+def test_a_tag_stays_inside_the_scopes_around_its_layer():
+    x, _ = points((3,))
+    f = NET(lambda x: layer(x) * 2)
+    g = layers.tagged(f, "layer")
+    assert names_of(g, x) == names_of(f, x) == ["net", "net/layer"]
+    close(jaxlift.intermediate(layers.tagged(g, "net"), "net")(x), f(x))
+
+
 def test_several_values_that_leave_are_kept_apart():
     x, r = points((3,))
 
