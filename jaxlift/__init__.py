@@ -1,5 +1,6 @@
 """jaxlift: DeepLIFT for any JAX function, as a transform."""
 
+from jaxlift import perturbation as perturbation
 from jaxlift._arguments import ReferenceMismatchError as ReferenceMismatchError
 from jaxlift._custom import custom_rule as custom_rule
 from jaxlift._interpret import UnsupportedPrimitiveError as UnsupportedPrimitiveError

@@ -1,0 +1,52 @@
+"""A function over many items, a bounded number of them in flight at once."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def at_least_one(value: Any, name: str) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, not {value!r}") from None
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, not {number}")
+    return number
+
+
+def map_over(function: Callable, items: Any, batch_size: int | None) -> Any:
+    """The results along a new leading axis; all at once without a `batch_size`."""
+    if batch_size is None:
+        return jax.vmap(function)(items)
+    return lax.map(function, items, batch_size=at_least_one(batch_size, "batch_size"))
+
+
+def mean_over(function: Callable, items: Any, batch_size: int | None) -> Any:
+    """The mean result; its sum is accumulated, so memory stays that of one batch."""
+    count = len(jax.tree.leaves(items)[0])
+    size = count if batch_size is None else at_least_one(batch_size, "batch_size")
+
+    def total(batch):
+        return jax.tree.map(lambda c: c.sum(0), jax.vmap(function)(batch))
+
+    def add(sums, batch):
+        return jax.tree.map(jnp.add, sums, total(batch)), None
+
+    if size >= count:
+        sums = total(items)
+    else:
+        # The first batch is what is left over, or a whole one.
+        first = count % size or size
+        rest = jax.tree.map(
+            lambda leaf: leaf[first:].reshape(-1, size, *leaf.shape[1:]), items
+        )
+        start = total(jax.tree.map(lambda leaf: leaf[:first], items))
+        sums, _ = lax.scan(add, start, rest)
+    return jax.tree.map(lambda s: s / count, sums)
