@@ -1,5 +1,6 @@
 """jaxlift: DeepLIFT for any JAX function, as a transform."""
 
+from jaxlift import methods as methods
 from jaxlift import perturbation as perturbation
 from jaxlift._arguments import ReferenceMismatchError as ReferenceMismatchError
 from jaxlift._custom import custom_rule as custom_rule
@@ -16,11 +17,11 @@ from jaxlift._tables import WINNER_AT_INPUT as WINNER_AT_INPUT
 from jaxlift._transforms import Parts as Parts
 from jaxlift._transforms import deeplift as deeplift
 from jaxlift._transforms import deeplift_shap as deeplift_shap
-from jaxlift._transforms import integrated_gradients as integrated_gradients
 from jaxlift._transforms import intermediate as intermediate
 from jaxlift._transforms import multipliers as multipliers
 from jaxlift._transforms import parts as parts
 from jaxlift._transforms import pre_activation as pre_activation
 from jaxlift._transforms import vjp as vjp
+from jaxlift.methods import integrated_gradients as integrated_gradients
 
 __version__ = "0.1.0"

@@ -32,7 +32,7 @@ from jaxlift._arguments import (
 from jaxlift._interpret import Context, Rules, interpret
 from jaxlift._pre_activation import without_last_activation
 from jaxlift._reveal_cancel import Split
-from jaxlift._tables import GRADIENT, RESCALE, REVEAL_CANCEL
+from jaxlift._tables import RESCALE, REVEAL_CANCEL
 from jaxlift._values import Pair, pair_of, settle
 
 
@@ -321,70 +321,6 @@ def deeplift_shap(
         return jax.tree.map(lambda c: c / count, sums)
 
     return averaged
-
-
-def integrated_gradients(
-    f: Callable,
-    argnums: int | Sequence[int] = 0,
-    *,
-    target: Target = None,
-    steps: int = 32,
-) -> Callable:
-    """Contributions as the gradient averaged along the straight path.
-
-    `(x - reference) * ∫ grad f(reference + t (x - reference)) dt`, by Gauss-Legendre
-    quadrature: exact for polynomials of degree up to `2 steps`, complete in the limit.
-
-    Args:
-      f: as in `deeplift`.
-      argnums: as in `deeplift`.
-      target: as in `deeplift`.
-      steps: the number of points of the quadrature, and of gradients.
-
-    Returns:
-      A function `g(*args, reference)` with a result like the argument.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import jaxlift
-      >>> ig = jaxlift.integrated_gradients(jnp.prod, steps=2)
-      >>> ig(jnp.array([2.0, 3.0]), 0.0)
-      Array([3., 3.], dtype=float32)
-
-    Source: Sundararajan, Taly, Yan, ICML 2017 (arXiv 1703.01365), equation 1.
-    """
-    steps = operator.index(steps)
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")
-    nodes, weights = np.polynomial.legendre.leggauss(steps)
-    gradient = multipliers(f, argnums, rules=GRADIENT, target=target)
-    numbers = numbers_of(argnums)
-    single = isinstance(argnums, int | np.integer)
-
-    @functools.wraps(f, updated=())
-    def path_average(*args_and_reference: Any, **kwargs: Any) -> Tree:
-        args, reference = split_reference(args_and_reference)
-        x, reference = attributed(args, argnums, reference)
-        difference = jax.tree.map(jnp.subtract, x, reference)
-
-        def add(total, node):
-            t, weight = node
-            point = jax.tree.map(
-                lambda r, d: r + t.astype(d.dtype) * d, reference, difference
-            )
-            moved = replaced(args, numbers, point)
-            slopes = gradient(*moved, point[0] if single else point, **kwargs)
-            slopes = (slopes,) if single else slopes
-            return jax.tree.map(
-                lambda a, g: a + weight.astype(g.dtype) * g, total, slopes
-            ), None
-
-        path = (jnp.asarray((nodes + 1) / 2), jnp.asarray(weights / 2))
-        mean, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, x), path)
-        result = jax.tree.map(jnp.multiply, mean, difference)
-        return result[0] if single else result
-
-    return path_average
 
 
 def intermediate(f: Callable, name: str) -> Callable:
