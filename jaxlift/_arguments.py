@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
 from jaxlift import _compat
 from jaxlift._interpret import tags_of
@@ -207,9 +208,14 @@ def _pick(index: tuple[int, ...], output: Any) -> Any:
     return output[index]
 
 
+HIDING = {"cond", "while", "shard_map", "custom_jvp_call"}
+"""Whose bodies hand out no tagged values: evaluated in part, or more than once."""
+
+
 def check_tags(closed: Any, names: Sequence[str]) -> None:
     jaxpr, _ = _compat.open_jaxpr(closed)
     present = {name for eqn in jaxpr.eqns for name, _ in tags_of(eqn)}
+    hidden = dict(_hidden_tags(jaxpr))
     for name in names:
         if name not in present:
             raise ValueError(
@@ -217,3 +223,18 @@ def check_tags(closed: Any, names: Sequence[str]) -> None:
                 f"{sorted(present) or 'none'}. Tag one with "
                 "jax.ad_checkpoint.checkpoint_name(value, name)."
             )
+        if name in hidden:
+            raise ValueError(
+                f"'{name}' tags a value in the body of {hidden[name]}, which hands out "
+                "no values: tag one outside of it"
+            )
+
+
+def _hidden_tags(jaxpr: Any) -> Iterator[tuple[str, str]]:
+    """Each tag in a body that hands out no values, and the primitive around it."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in HIDING:
+            yield from ((name, eqn.primitive.name) for name, _ in tags_of(eqn))
+        else:
+            for body in core.jaxprs_in_params(eqn.params):
+                yield from _hidden_tags(_compat.open_jaxpr(body)[0])

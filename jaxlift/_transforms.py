@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxlift import _compat
 from jaxlift._arguments import (
@@ -29,10 +28,11 @@ from jaxlift._arguments import (
     split_reference,
     with_target,
 )
+from jaxlift._batches import mean_over
 from jaxlift._interpret import Context, Rules, interpret
 from jaxlift._pre_activation import without_last_activation
 from jaxlift._reveal_cancel import Split
-from jaxlift._tables import RESCALE, REVEAL_CANCEL
+from jaxlift._tables import GRADIENT, RESCALE, REVEAL_CANCEL
 from jaxlift._values import Pair, pair_of, settle
 
 
@@ -292,33 +292,12 @@ def deeplift_shap(
     @functools.wraps(f, updated=())
     def averaged(*args_and_references: Any, **kwargs: Any) -> Tree:
         args, references = split_reference(args_and_references)
-        count = count_references(references)
-        size = count if batch_size is None else operator.index(batch_size)
-        if size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {size}")
-
-        def total(batch):
-            each = jax.vmap(lambda reference: explain(*args, reference, **kwargs))(
-                batch
-            )
-            return jax.tree.map(lambda c: c.sum(0), each)
-
-        def add(sums, batch):
-            return jax.tree.map(jnp.add, sums, total(batch)), None
-
-        if size >= count:
-            sums = total(references)
-        else:
-            whole = count - count % size
-            batches = jax.tree.map(
-                lambda leaf: leaf[:whole].reshape(-1, size, *leaf.shape[1:]), references
-            )
-            zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), references)
-            sums, _ = lax.scan(add, zeros, batches)
-            if whole < count:
-                rest = jax.tree.map(lambda leaf: leaf[whole:], references)
-                sums, _ = add(sums, rest)
-        return jax.tree.map(lambda c: c / count, sums)
+        count_references(references)
+        return mean_over(
+            lambda reference: explain(*args, reference, **kwargs),
+            references,
+            batch_size,
+        )
 
     return averaged
 
@@ -468,7 +447,29 @@ def _evaluate(
         outputs, xs, seeds, has_aux=True
     )
     aux = jax.tree.unflatten(jax.tree.structure(aux), aux_leaves)
-    return _Evaluation(y, y_reference, aux, tagged, pullback)
+    if rules == GRADIENT:  # nothing but derivatives, which can be differentiated
+        return _Evaluation(y, y_reference, aux, tagged, pullback)
+    y, y_reference = _final((y, y_reference))
+    return _Evaluation(y, y_reference, aux, tagged, lambda ct: _final(pullback(ct)))
+
+
+@jax.custom_jvp
+def _final(values: Any) -> Any:
+    """The same values, of which there is no derivative.
+
+    Slopes are computed from values whose tangents are stopped, so that JAX would take
+    them for constants.
+    """
+    return values
+
+
+@_final.defjvp
+def _final_jvp(primals, tangents):
+    raise NotImplementedError(
+        "multipliers and contributions have no derivatives of their own: explain "
+        "jax.lax.stop_gradient of the arguments and parameters. Those of "
+        "rules=GRADIENT, and integrated gradients, can be differentiated."
+    )
 
 
 def _explain(f, argnums, rules, target, at, has_aux, *, contributions) -> Callable:

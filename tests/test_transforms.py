@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -298,3 +300,53 @@ def test_effects_happen_once(capfd):
     jaxlift.deeplift(f)(X, R)
     jax.effects_barrier()
     assert capfd.readouterr().out.count("seen 1.0") == 1
+
+
+def _in_while(x):
+    step = lambda state: (state[0] + 1, checkpoint_name(2 * state[1], "inside"))
+    return lax.while_loop(lambda state: state[0] < 3, step, (0, x))[1].sum()
+
+
+def _in_cond(x):
+    tag = lambda x: checkpoint_name(2 * x, "inside")
+    return lax.cond(jnp.arange(3).sum() > 1, tag, lambda x: x, x).sum()
+
+
+def _in_custom_jvp(x):
+    return jax.nn.relu(x).sum() + _tagging(x).sum()
+
+
+@jax.custom_jvp
+def _tagging(x):
+    return checkpoint_name(x * x[::-1], "inside")
+
+
+@pytest.mark.parametrize(
+    ("f", "primitive"),
+    [(_in_while, "while"), (_in_cond, "cond"), (_in_custom_jvp, "custom_jvp_call")],
+)
+def test_a_tag_that_cannot_be_handed_out_is_refused(f, primitive):
+    x = jnp.ones(2)
+    for ask in (
+        lambda: jaxlift.deeplift(f, at="inside")(x, 0.0),
+        lambda: jaxlift.intermediate(f, "inside")(x),
+    ):
+        with pytest.raises(ValueError, match=f"'inside'.* body of {primitive},"):
+            ask()
+
+
+def test_derivatives_of_contributions_are_refused_not_wrong():
+    f = lambda w, x: jnp.tanh(w @ x).sum()
+    w, x = jnp.ones((2, 3)), jnp.arange(3.0)
+    for explained in (
+        lambda w: jaxlift.deeplift(f, 1)(w, x, 0.0).sum(),
+        lambda w: jaxlift.vjp(functools.partial(f, w), x, 0.0)[0],
+        lambda w: jaxlift.parts(f, 1)(w, x, 0.0).pos_to_pos.sum(),
+    ):
+        with pytest.raises(NotImplementedError, match="stop_gradient"):
+            jax.grad(explained)(w)
+        assert jnp.all(jax.grad(lambda w: explained(lax.stop_gradient(w)))(w) == 0)  # noqa: B023
+    hessian = jax.jacfwd(jaxlift.multipliers(f, 1, rules=jaxlift.GRADIENT), 1)
+    np.testing.assert_allclose(
+        hessian(w, x, 0.0), jax.hessian(f, 1)(w, x), rtol=1e-5, atol=1e-6
+    )
