@@ -1,0 +1,603 @@
+"""References and sets of references: what to compare an input with.
+
+Every function is pure, works under `jit` and `vmap` (`representatives` excepted, which
+runs on the host) and takes its randomness as a key. A single reference is like the
+input and goes to `deeplift`; a set has one more axis in front and goes to
+`deeplift_shap`.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+Tree = Any
+
+
+# ---------------------------------------------------------------- any kind of input
+
+
+def constant(x: Tree, value: Any = 0.0) -> Tree:
+    """The same value everywhere; zeros by default.
+
+    Args:
+      x: the input, a tree of real floating arrays.
+      value: a number, or an array that broadcasts to every leaf (one value for each
+        channel, say), in units of the input.
+
+    Returns:
+      A tree like `x`.
+
+    Raises:
+      TypeError: a leaf that is not real floating.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxlift import references
+      >>> references.constant(jnp.array([1.0, 2.0]), 0.5)
+      Array([0.5, 0.5], dtype=float32)
+
+    Source: Shrikumar et al. 2017 (arXiv 1704.02685), section 3.1.
+    """
+    return jax.tree.map(lambda leaf: jnp.full_like(_floating(leaf, "x"), value), x)
+
+
+def mean(data: Tree) -> Tree:
+    """The mean of each feature over a data set.
+
+    Args:
+      data: a tree of arrays `(N, *leaf.shape)`: N examples along the leading axes.
+
+    Returns:
+      A tree of arrays of the shapes of one example, of the dtypes of `data` (integers
+      give the default floating dtype).
+
+    Raises:
+      ValueError: no examples, or leaves with different numbers of them.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxlift import references
+      >>> references.mean(jnp.array([[0.0, 1.0], [2.0, 5.0]]))
+      Array([1., 3.], dtype=float32)
+
+    Source: Sturmfels, Lundberg, Lee, Distill 2020 (doi 10.23915/distill.00022).
+    """
+    _count(data)
+    return jax.tree.map(lambda leaf: jnp.mean(leaf, 0), data)
+
+
+def median(data: Tree) -> Tree:
+    """The median of each feature over a data set.
+
+    Unlike the mean it is not drawn by outliers. Of an even number of examples it is
+    the middle of the two middle ones. Arguments, result and errors are those of `mean`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxlift import references
+      >>> references.median(jnp.array([[0.0, 1.0], [2.0, 5.0], [90.0, 2.0]]))
+      Array([2., 2.], dtype=float32)
+    """
+    _count(data)
+    return jax.tree.map(lambda leaf: jnp.median(leaf, 0), data)
+
+
+def sample(key: jax.Array, data: Tree, n: int) -> Tree:
+    """Examples drawn from a data set without replacement, as a set of references.
+
+    Every set of `n` different examples is equally probable.
+
+    Args:
+      key: a key of `jax.random`.
+      data: a tree of arrays `(N, *leaf.shape)`.
+      n: how many to draw, between 1 and N; static.
+
+    Returns:
+      A tree of arrays `(n, *leaf.shape)`, of the dtypes of `data`.
+
+    Raises:
+      ValueError: `n` that is not between 1 and N; no examples, or leaves with
+        different numbers of them.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxlift import references
+      >>> data = jnp.arange(6.0).reshape(3, 2)
+      >>> references.sample(jax.random.key(0), data, 2).shape
+      (2, 2)
+
+    Source: Lundberg and Lee, NeurIPS 2017 (arXiv 1705.07874); Sturmfels et al. 2020.
+    """
+    total = _count(data)
+    chosen = jax.random.choice(key, total, (_up_to(total, n, "n"),), replace=False)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], data)
+
+
+def nearest(x: Tree, data: Tree, labels: Any, label: Any) -> Tree:
+    """The nearest example of another class: what would have had to be different?
+
+    Nearest in Euclidean distance over all leaves; of equally near ones the first.
+
+    Args:
+      x: the input, a tree of real floating arrays.
+      data: a tree of arrays `(N, *leaf.shape)`.
+      labels: `(N,)`, the class of each example.
+      label: the class of `x`, a scalar.
+
+    Returns:
+      A tree like one example of `data`: the one nearest to `x` among those whose
+      label is not `label`. All NaN if there is none, since the labels may be traced.
+
+    Raises:
+      ValueError: shapes of `data`, `labels` or `label` that do not fit.
+      TypeError: a leaf of `x` or `data` that is not real floating.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxlift import references
+      >>> data = jnp.array([[0.0, 0.0], [2.0, 0.0], [5.0, 0.0]])
+      >>> references.nearest(jnp.array([0.5, 0.0]), data, jnp.array([0, 1, 1]), 0)
+      Array([2., 0.], dtype=float32)
+
+    Source: the nearest unlike neighbour of Dasarathy, *Nearest unlike neighbor (NUN):
+    an aid to decision confidence estimation*, Optical Engineering 34, 1995.
+    """
+    total = _count(data)
+    labels = jnp.asarray(labels)
+    if labels.shape != (total,) or jnp.ndim(label) != 0:
+        raise ValueError(
+            f"labels must have the shape ({total},), one for each example of data, and "
+            f"label must be a scalar; got {labels.shape} and {jnp.shape(label)}"
+        )
+
+    def squares(x, data):
+        x, data = _floating(x, "x"), _floating(data, "data")
+        if data.shape[1:] != x.shape:
+            raise ValueError(
+                f"data must have the shape (N, *x.shape); got {data.shape} for x of "
+                f"shape {x.shape}. Map over a batch of inputs by jax.vmap."
+            )
+        dtype = jnp.promote_types(jnp.result_type(x, data), jnp.float32)
+        gap = data.astype(dtype) - x.astype(dtype)
+        return jnp.sum(gap.reshape(total, -1) ** 2, -1)
+
+    other = labels != label
+    distances = sum(jax.tree.leaves(jax.tree.map(squares, x, data)))
+    chosen = jnp.argmin(jnp.where(other, distances, jnp.inf))
+    found = other[chosen]
+    return jax.tree.map(
+        lambda leaf: jnp.where(found, jnp.asarray(leaf)[chosen], jnp.nan), data
+    )
+
+
+def representatives(data: Tree, k: int) -> tuple[Tree, np.ndarray]:
+    """A few examples that stand for a whole data set, and their weights.
+
+    The medoids of `k` clusters: the examples that make the sum of the Euclidean
+    distances of all examples to the nearest of them small. The weight of each is the
+    share of the examples that are nearest to it. With `k` examples instead of N, the
+    weighted mean of contributions stands for the mean over the data set:
+    `jnp.einsum("k,k...->...", weights, jax.vmap(explain, (None, 0))(x, medoids))`.
+
+    It runs on the host, not under `jit`, and holds all N x N distances in memory, so
+    draw a `sample` first where N is beyond some thousands. Deterministic. Needs
+    `pip install jaxlift[references]`.
+
+    Args:
+      data: a tree of real arrays `(N, *leaf.shape)`.
+      k: how many, between 1 and N.
+
+    Returns:
+      `(medoids, weights)`: a tree of arrays `(k, *leaf.shape)` of the dtypes of `data`,
+      and a float32 array `(k,)` that sums to 1.
+
+    Raises:
+      ValueError: `k` that is not between 1 and N; no examples, or leaves with
+        different numbers of them.
+      ImportError: the optional library is missing.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxlift import references
+      >>> data = jnp.array([[0.0], [0.1], [0.2], [9.0]])
+      >>> medoids, weights = references.representatives(data, 2)  # doctest: +SKIP
+      >>> medoids, weights  # doctest: +SKIP
+      (Array([[0.1], [9. ]], dtype=float32), array([0.75, 0.25], dtype=float32))
+
+    Source: Kaufman and Rousseeuw, *Clustering by means of medoids*, 1987 (BUILD);
+    Schubert and Rousseeuw, Information Systems 101, 2021 (FasterPAM).
+    """
+    total = _count(data)
+    k = _up_to(total, k, "k")
+    try:
+        import kmedoids  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise ImportError(
+            "representatives needs the library kmedoids: "
+            "pip install 'jaxlift[references]'"
+        ) from error
+    rows = [np.asarray(leaf).reshape(total, -1) for leaf in jax.tree.leaves(data)]
+    points = np.concatenate(rows, 1).astype(np.float64)
+    distances = _distances(points - points.mean(0))
+    first = kmedoids.pam_build(distances, k).medoids
+    chosen = kmedoids.fasterpam(distances, first, n_cpu=1).medoids.astype(int)
+    sizes = np.bincount(distances[:, chosen].argmin(1), minlength=k)
+    weights = (sizes / total).astype(np.float32)
+    return jax.tree.map(lambda leaf: leaf[chosen], data), weights
+
+
+def _distances(points: np.ndarray) -> np.ndarray:
+    """All Euclidean distances, `|a - b|² = |a|² + |b|² - 2 a.b`."""
+    squares = (points**2).sum(1)
+    gaps = squares[:, None] + squares - 2 * points @ points.T
+    np.fill_diagonal(gaps, 0)
+    return np.sqrt(np.maximum(gaps, 0))
+
+
+# ------------------------------------------------------------------------- images
+
+
+def blur(image: Any, sigma: Any) -> jax.Array:
+    """A blurred image: its large shapes and colours without the detail.
+
+    Each pixel becomes a mean of the image's own pixels, weighted by a Gaussian of the
+    distance. The weights sum to one at the border too: nothing from outside enters, and
+    a constant image stays as it is. Costs `H W (H + W)` products for each channel,
+    whatever `sigma`, which may be traced.
+
+    Args:
+      image: real floating, `(H, W)` or `(H, W, C)`; channels are blurred apart.
+      sigma: standard deviation of the Gaussian in pixels, a positive scalar.
+
+    Returns:
+      An array like `image`.
+
+    Raises:
+      ValueError: an image of another number of axes, a `sigma` that is not a positive
+        scalar (a traced one cannot be seen to be positive).
+      TypeError: an image that is not real floating.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxlift import references
+      >>> references.blur(jnp.eye(3), 0.5).round(2)
+      Array([[0.79, 0.22, 0.03],
+             [0.2 , 0.65, 0.2 ],
+             [0.03, 0.22, 0.79]], dtype=float32)
+
+    Source: Fong and Vedaldi, ICCV 2017 (arXiv 1704.03296); Sturmfels et al. 2020.
+    """
+    image = _floating(image, "image")
+    if image.ndim not in (2, 3):
+        raise ValueError(
+            f"image must have the shape (H, W) or (H, W, C), not {image.shape}; map "
+            "over a batch by jax.vmap"
+        )
+    known = isinstance(sigma, (int, float))
+    if jnp.ndim(sigma) != 0 or (known and not sigma > 0):
+        raise ValueError(f"sigma must be a positive scalar, in pixels, not {sigma}")
+    dtype = jnp.promote_types(image.dtype, jnp.float32)
+
+    def weights(size):
+        places = jnp.arange(size, dtype=dtype)
+        steps = (places[:, None] - places) / jnp.asarray(sigma, dtype)
+        return jax.nn.softmax(-(steps**2) / 2, -1)
+
+    height, width = image.shape[:2]
+    blurred = jnp.einsum(
+        "hi,wj,ij...->hw...",
+        weights(height),
+        weights(width),
+        image.astype(dtype),
+        precision=lax.Precision.HIGHEST,
+    )
+    return blurred.astype(image.dtype)
+
+
+# ------------------------------------------------------------------ sequences of DNA
+#
+# A sequence is `(length, 4)`: in each row a one for the letter, in the order of the
+# model's alphabet, or all zeros for an unknown letter, N.
+
+
+def uniform_bases(x: Any) -> jax.Array:
+    """A quarter of each letter at every position.
+
+    Args:
+      x: one-hot DNA, `(length, 4)`, floating.
+
+    Returns:
+      An array like `x`.
+
+    Raises:
+      ValueError: `x` of another shape.
+      TypeError: `x` that is not real floating.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxlift import references
+      >>> references.uniform_bases(jnp.eye(4)[:2])
+      Array([[0.25, 0.25, 0.25, 0.25],
+             [0.25, 0.25, 0.25, 0.25]], dtype=float32)
+    """
+    return constant(_sequence(x), 0.25)
+
+
+def base_frequencies(x: Any) -> jax.Array:
+    """The sequence's own frequencies of the letters, at every position.
+
+    Args:
+      x: one-hot DNA, `(length, 4)`, floating. Unknown letters (rows of zeros) are not
+        counted; a sequence of nothing else has zeros as its frequencies.
+
+    Returns:
+      An array like `x`.
+
+    Raises:
+      ValueError: `x` of another shape.
+      TypeError: `x` that is not real floating.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxlift import references
+      >>> x = jnp.eye(4)[jnp.array([0, 0, 0, 2])]
+      >>> references.base_frequencies(x)[0]
+      Array([0.75, 0.  , 0.25, 0.  ], dtype=float32)
+    """
+    x = _floating(_sequence(x), "x")
+    counts = jnp.sum(x, 0, dtype=jnp.promote_types(x.dtype, jnp.float32))
+    return constant(x, counts / jnp.maximum(counts.sum(), 1))
+
+
+def background_frequencies(x: Any, frequencies: Any) -> jax.Array:
+    """Given frequencies of the letters, those of a genome say, at every position.
+
+    Args:
+      x: one-hot DNA, `(length, 4)`, floating.
+      frequencies: four numbers that sum to 1, in the order of the letters of `x`.
+
+    Returns:
+      An array like `x`.
+
+    Raises:
+      ValueError: `x` of another shape, or another number of frequencies.
+      TypeError: `x` that is not real floating.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxlift import references
+      >>> x = jnp.eye(4)[:1]
+      >>> references.background_frequencies(x, [0.3, 0.2, 0.2, 0.3])
+      Array([[0.3, 0.2, 0.2, 0.3]], dtype=float32)
+
+    Source: Shrikumar et al. 2017, section 4.2.
+    """
+    frequencies = jnp.asarray(frequencies)
+    if frequencies.shape != (4,):
+        raise ValueError(
+            f"frequencies must be four numbers, not of shape {frequencies.shape}"
+        )
+    return constant(_sequence(x), frequencies)
+
+
+def shuffle_positions(key: jax.Array, x: Any, n: int) -> jax.Array:
+    """The positions of a sequence in random order: keeps the letters' frequencies.
+
+    Args:
+      key: a key of `jax.random`.
+      x: `(length, channels)`, a sequence of any alphabet and dtype. Rows move whole,
+        those of unknown letters too.
+      n: how many shuffles; static.
+
+    Returns:
+      `(n, length, channels)`, of the dtype of `x`: independent shuffles, all orders
+      equally probable.
+
+    Raises:
+      ValueError: `x` of another number of axes, or `n` below 1.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxlift import references
+      >>> shuffles = references.shuffle_positions(jax.random.key(0), jnp.eye(4), 20)
+      >>> shuffles.shape
+      (20, 4, 4)
+    """
+    x = jnp.asarray(x)
+    if x.ndim != 2:
+        raise ValueError(
+            f"x must have the shape (length, channels), not {x.shape}; map over a "
+            "batch by jax.vmap"
+        )
+    keys = jax.random.split(key, _at_least_one(n, "n"))
+    return jax.vmap(lambda key: jax.random.permutation(key, x))(keys)
+
+
+def shuffle_dinucleotides(key: jax.Array, x: Any, n: int) -> jax.Array:
+    """Random sequences with the same counts of all pairs of neighbouring letters.
+
+    Each shuffle is drawn, independently, from all sequences with the dinucleotide
+    counts and the first letter of `x` (the last one is then given as well), every one
+    equally probable.
+
+    Args:
+      key: a key of `jax.random`.
+      x: one-hot DNA, `(length, 4)`, of any dtype, at most 2²⁴ letters. An unknown
+        letter (a row of zeros) counts as a fifth letter N: pairs with it are kept too,
+        so that a single run of N stays one run of its length. Rows of anything else
+        cannot be refused under `jit`; they are taken for their largest entry.
+      n: how many shuffles; static.
+
+    Returns:
+      `(n, length, 4)`, of the dtype of `x`.
+
+    Raises:
+      ValueError: `x` of another shape, no letters, or `n` below 1.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxlift import references
+      >>> x = jnp.eye(4)[jnp.array([0, 1, 0, 2, 0])]  # ACAGA: itself or AGACA
+      >>> shuffles = references.shuffle_dinucleotides(jax.random.key(0), x, 3)
+      >>> shuffles.argmax(-1)
+      Array([[0, 1, 0, 2, 0],
+             [0, 2, 0, 1, 0],
+             [0, 2, 0, 1, 0]], dtype=int32)
+
+    Source: Altschul and Erickson, Molecular Biology and Evolution 2(6), 1985; Kandel,
+    Matias, Unger, Winkler, Discrete Applied Mathematics 71, 1996 (a random tree).
+    """
+    x = _sequence(x)
+    if len(x) == 0:
+        raise ValueError("x has no letters to shuffle: its shape is (0, 4)")
+    n = _at_least_one(n, "n")
+    letters = jnp.where(jnp.any(x != 0, -1), jnp.argmax(x, -1), _N)
+    counts = jnp.zeros((_LETTERS, _LETTERS), jnp.float32)
+    counts = counts.at[letters[:-1], letters[1:]].add(1)
+    key_trees, key_walks = jax.random.split(key)
+    trees = _random_trees(key_trees, counts, letters[-1], n)
+    uniforms = jax.random.uniform(key_walks, (len(x) - 1, n), jnp.float32)
+    walk = jax.vmap(_walk, (None, None, None, 0, 1), 1)
+    walks = walk(counts, letters[0], letters[-1], trees, uniforms)
+    first = jnp.broadcast_to(letters[0], (1, n))
+    return jax.nn.one_hot(jnp.concatenate([first, walks]).T, 4, dtype=x.dtype)
+
+
+# Why the shuffles are uniform. Take the letters as vertices and every pair of
+# neighbours in the sequence as an edge from the first to the second. A sequence with the
+# same pairs that begins with the same letter s is a walk from s that uses every edge
+# once; it ends where the sequence does, at t. Let the walk's *last exit* from a letter
+# be the last of its edges out of it.
+#
+# * The last exits from all letters but t form a tree that leads to t (follow the last
+#   exits: each is later than the one before, so they cannot return, and only the end of
+#   the walk has none).
+# * Conversely, choose any tree of edges that leads to t, and for each letter any order of
+#   its edges out that has the tree's edge at the end. The walk from s that always takes
+#   the next edge out in that order stops at t, and has then used every edge: an
+#   unused one from u would leave u's last exit unused, hence an edge into the next
+#   letter down the tree, hence one out of it, and so on to t, where it cannot stop.
+#
+# So walks correspond one to one to a tree and an order of the edges that are not in it
+# (the BEST theorem: de Bruijn, van Aardenne-Ehrenfest, Smith, Tutte). A uniform tree and
+# uniform orders make a uniform walk. Edges between the same two letters are
+# alike: every sequence stands for equally many walks, the product of the factorials of
+# its counts, so it is uniform among the sequences too. Both draws can ignore which
+# of the alike edges they take:
+#
+# * A tree on letters stands for as many trees of edges as the product of its counts. Five
+#   letters have 5³ trees to each root (Cayley), so they are all listed below, weighed,
+#   and one is drawn: exact, without the unbounded time of a random walk.
+# * A uniform order of a letter's edges need not be laid out beforehand: the next one is
+#   each of the edges not yet used with the same probability, that is a letter with
+#   probability in proportion to the remaining counts; the tree's edge when none is left.
+#
+# A step of the walk thus needs one uniform number and the 5 x 5 remaining counts. With
+# float32 its probabilities are exact to 2⁻²³, and counts up to 2²⁴.
+
+_LETTERS = 5
+_N = 4  # the unknown letter
+
+
+def _trees_to_each_root() -> np.ndarray:
+    """Which letter follows each on its way to the root, `(root, tree, letter)`.
+
+    A tree is a map under which every letter comes to the root, in four steps at most.
+    The root itself stays.
+    """
+    maps = np.indices((_LETTERS,) * _LETTERS).reshape(_LETTERS, -1).T
+    two_steps = np.take_along_axis(maps, maps, 1)
+    four_steps = np.take_along_axis(two_steps, two_steps, 1)
+    leads_to = [(four_steps == root).all(1) for root in range(_LETTERS)]
+    return np.stack([maps[chosen] for chosen in leads_to])
+
+
+_TREES = _trees_to_each_root()
+
+
+def _random_trees(key: jax.Array, counts: jax.Array, root: jax.Array, n: int) -> Any:
+    """Trees with probability in proportion to the product of their counts, `(n, 5)`."""
+    letters = jnp.arange(_LETTERS)
+    # Letters that do not occur, and the root itself, have one way: to the root.
+    ways = jnp.where(counts.any(1) & (letters != root), counts.T, 0).T
+    ways = jnp.where(ways.any(1, keepdims=True), ways, letters == root)
+    trees = jnp.asarray(_TREES)[root]
+    weights = jnp.log(ways)[letters, trees].sum(-1)
+    return trees[jax.random.categorical(key, weights, shape=(n,))]
+
+
+def _walk(
+    counts: jax.Array,
+    first: jax.Array,
+    root: jax.Array,
+    tree: jax.Array,
+    uniforms: jax.Array,
+) -> jax.Array:
+    """The letters after the first on a random walk that leaves letters by a tree."""
+    last_exits = jax.nn.one_hot(tree, _LETTERS, dtype=counts.dtype)
+    present = counts.any(1) & (jnp.arange(_LETTERS) != root)
+    remaining = counts - jnp.where(present[:, None], last_exits, 0)
+
+    def step(state, uniform):
+        remaining, letter = state
+        up_to = jnp.cumsum(remaining[letter])
+        # below up_to[-1], since uniform <= 1 - 2⁻²³
+        drawn = jnp.sum(uniform * up_to[-1] >= up_to)
+        following = jnp.where(up_to[-1] > 0, drawn, tree[letter]).astype(tree.dtype)
+        return (remaining.at[letter, following].add(-1), following), following
+
+    return lax.scan(step, (remaining, first.astype(tree.dtype)), uniforms)[1]
+
+
+# ------------------------------------------------------------------------- arguments
+
+
+def _floating(x: Any, name: str) -> jax.Array:
+    dtype = jnp.result_type(x)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"{name} has dtype {dtype}, and only real floating inputs can be attributed "
+            "to: cast it, x.astype('float32')"
+        )
+    return jnp.asarray(x)
+
+
+def _sequence(x: Any) -> jax.Array:
+    x = jnp.asarray(x)
+    if x.ndim != 2 or x.shape[1] != 4:
+        raise ValueError(
+            f"x must be one sequence of one-hot DNA, of shape (length, 4), not "
+            f"{x.shape}; map over a batch by jax.vmap, transpose (4, length): x.T"
+        )
+    return x
+
+
+def _count(data: Tree) -> int:
+    counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
+    if len(counts) != 1 or counts <= {(), (0,)}:
+        raise ValueError(
+            "every leaf of data needs the same leading axis of N >= 1 examples, shape "
+            f"(N, *leaf.shape); got leading axes {sorted(counts)}"
+        )
+    ((count,),) = counts
+    return count
+
+
+def _at_least_one(n: int, name: str) -> int:
+    n = operator.index(n)
+    if n < 1:
+        raise ValueError(f"{name} must be at least 1, not {n}")
+    return n
+
+
+def _up_to(total: int, n: int, name: str) -> int:
+    n = _at_least_one(n, name)
+    if n > total:
+        raise ValueError(f"{name} is {n}, but data has {total} examples only")
+    return n
