@@ -540,9 +540,9 @@ def _walk(
     uniforms: jax.Array,
 ) -> jax.Array:
     """The letters after the first on a random walk that leaves letters by a tree."""
-    last_exits = jax.nn.one_hot(tree, _LETTERS, dtype=counts.dtype)
-    present = counts.any(1) & (jnp.arange(_LETTERS) != root)
-    remaining = counts - jnp.where(present[:, None], last_exits, 0)
+    letters = jnp.arange(_LETTERS)
+    is_exit = (letters == tree[:, None]) & (letters != root)[:, None]
+    remaining = jnp.maximum(counts - is_exit, 0)  # absent letters have none to spare
 
     def step(state, uniform):
         remaining, letter = state
@@ -550,7 +550,8 @@ def _walk(
         # below up_to[-1], since uniform <= 1 - 2⁻²³
         drawn = jnp.sum(uniform * up_to[-1] >= up_to)
         following = jnp.where(up_to[-1] > 0, drawn, tree[letter]).astype(tree.dtype)
-        return (remaining.at[letter, following].add(-1), following), following
+        used = (letters == letter)[:, None] & (letters == following)
+        return (remaining - used, following), following
 
     return lax.scan(step, (remaining, first.astype(tree.dtype)), uniforms)[1]
 
