@@ -32,8 +32,9 @@ OURS_TO_PEERS = {
 
 # The other side: told on each line what to time once, it answers in seconds.
 PEER = """
-import inspect, json, sys, time, warnings
+import json, sys, time, warnings
 from importlib import metadata
+from inspect import signature
 import numpy, torch
 from tangermeme import ersatz
 warnings.simplefilter("ignore")
@@ -44,7 +45,7 @@ print(json.dumps({name: metadata.version(name) for name in names}), flush=True)
 for line in sys.stdin:
     name, letters, n, seed = json.loads(line)
     shuffle = getattr(ersatz, name)
-    threads = {"n_jobs": cores} if "n_jobs" in inspect.signature(shuffle).parameters else {}
+    threads = {"n_jobs": cores} if "n_jobs" in signature(shuffle).parameters else {}
     one_hot = numpy.eye(4, dtype="float32")[numpy.array(letters)].transpose(0, 2, 1)
     x = torch.tensor(numpy.ascontiguousarray(one_hot))
     start = time.perf_counter()
