@@ -455,13 +455,13 @@ def shuffle_dinucleotides(key: jax.Array, x: Any, n: int) -> jax.Array:
     if len(x) == 0:
         raise ValueError("x has no letters to shuffle: its shape is (0, 4)")
     n = _at_least_one(n, "n")
-    letters = jnp.where(jnp.any(x != 0, -1), jnp.argmax(x, -1), _N)
+    letters = jnp.where(jnp.any(x != 0, -1), jnp.argmax(x, -1), _N).astype(jnp.int32)
     counts = jnp.zeros((_LETTERS, _LETTERS), jnp.float32)
     counts = counts.at[letters[:-1], letters[1:]].add(1)
     key_trees, key_walks = jax.random.split(key)
     trees = _random_trees(key_trees, counts, letters[-1], n)
     uniforms = jax.random.uniform(key_walks, (len(x) - 1, n), jnp.float32)
-    walk = jax.vmap(_walk, (None, None, None, 0, 1), 1)
+    walk = jax.vmap(_walk, (None, None, None, 0, 1), 1)  # positions first
     walks = walk(counts, letters[0], letters[-1], trees, uniforms)
     first = jnp.broadcast_to(letters[0], (1, n))
     return jax.nn.one_hot(jnp.concatenate([first, walks]).T, 4, dtype=x.dtype)
@@ -510,7 +510,7 @@ def _trees_to_each_root() -> np.ndarray:
     A tree is a map under which every letter comes to the root, in four steps at most.
     The root itself stays.
     """
-    maps = np.indices((_LETTERS,) * _LETTERS).reshape(_LETTERS, -1).T
+    maps = np.indices((_LETTERS,) * _LETTERS, np.int32).reshape(_LETTERS, -1).T
     two_steps = np.take_along_axis(maps, maps, 1)
     four_steps = np.take_along_axis(two_steps, two_steps, 1)
     leads_to = [(four_steps == root).all(1) for root in range(_LETTERS)]
@@ -520,12 +520,16 @@ def _trees_to_each_root() -> np.ndarray:
 _TREES = _trees_to_each_root()
 
 
+def _left(counts: jax.Array, root: jax.Array) -> jax.Array:
+    """Whether a letter has a last exit: it occurs, and the walk does not end there."""
+    return counts.any(1) & (jnp.arange(_LETTERS) != root)
+
+
 def _random_trees(key: jax.Array, counts: jax.Array, root: jax.Array, n: int) -> Any:
     """Trees with probability in proportion to the product of their counts, `(n, 5)`."""
     letters = jnp.arange(_LETTERS)
-    # Letters that do not occur, and the root itself, have one way: to the root.
-    ways = jnp.where(counts.any(1) & (letters != root), counts.T, 0).T
-    ways = jnp.where(ways.any(1, keepdims=True), ways, letters == root)
+    # A letter without a last exit has one way in the tree that means nothing.
+    ways = jnp.where(_left(counts, root)[:, None], counts, letters == root)
     trees = jnp.asarray(_TREES)[root]
     weights = jnp.log(ways)[letters, trees].sum(-1)
     return trees[jax.random.categorical(key, weights, shape=(n,))]
@@ -538,21 +542,21 @@ def _walk(
     tree: jax.Array,
     uniforms: jax.Array,
 ) -> jax.Array:
-    """The letters after the first on a random walk that leaves letters by a tree."""
+    """The letters after the first on a random walk whose last exits are the tree."""
     letters = jnp.arange(_LETTERS)
-    is_exit = (letters == tree[:, None]) & (letters != root)[:, None]
-    remaining = jnp.maximum(counts - is_exit, 0)  # absent letters have none to spare
+    last_exits = (letters == tree[:, None]) & _left(counts, root)[:, None]
 
     def step(state, uniform):
         remaining, letter = state
         up_to = jnp.cumsum(remaining[letter])
-        # below up_to[-1], since uniform <= 1 - 2⁻²³
-        drawn = jnp.sum(uniform * up_to[-1] >= up_to)
-        following = jnp.where(up_to[-1] > 0, drawn, tree[letter]).astype(tree.dtype)
+        total = up_to[-1]
+        # uniform <= 1 - 2⁻²³, so that the product stays below the total
+        drawn = jnp.sum(uniform * total >= up_to, dtype=jnp.int32)
+        following = jnp.where(total > 0, drawn, tree[letter])
         used = (letters == letter)[:, None] & (letters == following)
         return (remaining - used, following), following
 
-    return lax.scan(step, (remaining, first.astype(tree.dtype)), uniforms)[1]
+    return lax.scan(step, (counts - last_exits, first), uniforms)[1]
 
 
 # ------------------------------------------------------------------------- arguments

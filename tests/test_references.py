@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import collections
 import functools
+import importlib.util
 import itertools
+import re
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +69,7 @@ def jitted(name, n):
 TEXTS = (
     "ACAGATACAGAT",  # ends on another letter than it begins with
     "AACAAGACAGAA",  # on the same, with repeats of it
+    "ACACGCGCGAGA",  # last exits from C and G that are not equally probable
     "CCCCACCCCCAC",  # two letters
     "GGATCCAAGTCT",
     "ANNACNAGCANA",  # unknown letters
@@ -350,6 +354,21 @@ def test_weighted_representatives_stand_for_the_set():
     each = jax.jit(jax.vmap(jaxlift.deeplift(network), (None, 0)))(X, medoids)
     found = jnp.einsum("k,k...->...", weights, each)
     np.testing.assert_allclose(found, explained()(X, doubled), atol=1e-6)
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "references.md"
+
+
+def test_the_page_runs():
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    assert len(blocks) == 4
+    names = {}
+    for block in blocks:
+        if importlib.util.find_spec("kmedoids") or "representatives" not in block:
+            exec(compile(block, PAGE.name, "exec"), names)
+    results = [names[name] for name in names if name.startswith("from_")]
+    assert all(r.shape == (5,) and np.isfinite(r).all() for r in results)
+    assert names["contributions"].shape == names["xs"].shape
 
 
 # ------------------------------------------------------------------------- errors
