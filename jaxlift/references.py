@@ -543,20 +543,20 @@ def _walk(
     uniforms: jax.Array,
 ) -> jax.Array:
     """The letters after the first on a random walk whose last exits are the tree."""
-    letters = jnp.arange(_LETTERS)
-    last_exits = (letters == tree[:, None]) & _left(counts, root)[:, None]
+    last_exits = (jnp.arange(_LETTERS) == tree[:, None]) & _left(counts, root)[:, None]
+    places = jnp.arange(_LETTERS**2)  # of pairs in the flat counts
 
     def step(state, uniform):
         remaining, letter = state
-        up_to = jnp.cumsum(remaining[letter])
+        row = _LETTERS * letter
+        up_to = jnp.cumsum(lax.dynamic_slice_in_dim(remaining, row, _LETTERS))
         total = up_to[-1]
         # uniform <= 1 - 2⁻²³, so that the product stays below the total
         drawn = jnp.sum(uniform * total >= up_to, dtype=jnp.int32)
         following = jnp.where(total > 0, drawn, tree[letter])
-        used = (letters == letter)[:, None] & (letters == following)
-        return (remaining - used, following), following
+        return (remaining - (places == row + following), following), following
 
-    return lax.scan(step, (counts - last_exits, first), uniforms)[1]
+    return lax.scan(step, ((counts - last_exits).ravel(), first), uniforms)[1]
 
 
 # ------------------------------------------------------------------------- arguments

@@ -143,7 +143,7 @@ def test_shuffles_follow_their_key_and_transforms(name):
 
 
 @pytest.mark.parametrize("name", SHUFFLES)
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "bool", "float64"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "float64"])
 def test_shuffles_keep_the_dtype(name, dtype):
     expected = jitted(name, 4)(KEY, BATCH[0])
     with jax.enable_x64(dtype == "float64"):
@@ -308,8 +308,8 @@ def test_blur_limits():
 
 # ------------------------------------------------------------------- in explanations
 
-X = one_hot("ACGGTNACAT")
-SEQUENCES = np.stack([one_hot(random_sequence(10, seed)) for seed in range(4)])
+X = one_hot("ACGGTNACATCA")
+SEQUENCES = np.stack([one_hot(random_sequence(12, seed)) for seed in range(4)])
 SETS = {
     "constant": lambda: references.constant(X)[None],
     "uniform_bases": lambda: references.uniform_bases(X)[None],
@@ -319,18 +319,18 @@ SETS = {
     )[None],
     "mean": lambda: references.mean(SEQUENCES)[None],
     "median": lambda: references.median(SEQUENCES)[None],
-    "sample": lambda: references.sample(KEY, SEQUENCES, 3),
+    "sample": lambda: references.sample(KEY, SEQUENCES, 4),
     "nearest": lambda: references.nearest(X, SEQUENCES, np.arange(4), 0)[None],
     "blur": lambda: references.blur(X, 2.0)[None],
-    "shuffle_positions": lambda: jitted("shuffle_positions", 3)(KEY, X),
-    "shuffle_dinucleotides": lambda: jitted("shuffle_dinucleotides", 3)(KEY, X),
+    "shuffle_positions": lambda: jitted("shuffle_positions", 4)(KEY, X),
+    "shuffle_dinucleotides": lambda: jitted("shuffle_dinucleotides", 4)(KEY, X),
 }
 
 
 def network(x):
     """A convolution of width 3, an activation, a dense unit."""
     w = jnp.asarray(np.random.default_rng(1).normal(size=(12, 4)), x.dtype)
-    windows = jnp.stack([x[i : i + 3].reshape(-1) for i in range(8)])
+    windows = jnp.stack([x[i : i + 3].reshape(-1) for i in range(10)])
     return jnp.tanh(jax.nn.gelu(windows @ w).sum())
 
 
@@ -379,12 +379,12 @@ ERRORS = {
     "letters first": (
         lambda: references.shuffle_dinucleotides(KEY, X.T, 2),
         ValueError,
-        r"\(length, 4\), not \(4, 10\).*x\.T",
+        r"\(length, 4\), not \(4, 12\).*x\.T",
     ),
     "batch of sequences": (
         lambda: references.base_frequencies(SEQUENCES),
         ValueError,
-        r"not \(4, 10, 4\).*jax\.vmap",
+        r"not \(4, 12, 4\).*jax\.vmap",
     ),
     "batch of positions": (
         lambda: references.shuffle_positions(KEY, SEQUENCES, 2),
