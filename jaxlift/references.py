@@ -375,7 +375,7 @@ def background_frequencies(x: Any, frequencies: Any) -> jax.Array:
       >>> references.background_frequencies(x, [0.3, 0.2, 0.2, 0.3])
       Array([[0.3, 0.2, 0.2, 0.3]], dtype=float32)
 
-    Source: Shrikumar et al. 2017, section 4.2.
+    Source: Shrikumar et al. 2017, section 4.2 (expected frequencies as the reference).
     """
     frequencies = jnp.asarray(frequencies)
     if frequencies.shape != (4,):
