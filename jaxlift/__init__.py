@@ -1,7 +1,10 @@
 """jaxlift: DeepLIFT for any JAX function, as a transform."""
 
+from jaxlift import layers as layers
 from jaxlift import methods as methods
 from jaxlift import perturbation as perturbation
+from jaxlift import references as references
+from jaxlift import targets as targets
 from jaxlift._arguments import ReferenceMismatchError as ReferenceMismatchError
 from jaxlift._custom import custom_rule as custom_rule
 from jaxlift._interpret import UnsupportedPrimitiveError as UnsupportedPrimitiveError

@@ -321,6 +321,9 @@ def _tagging(x):
     return checkpoint_name(x * x[::-1], "inside")
 
 
+_tagging.defjvp(lambda p, t: (_tagging(*p), p[0] * t[0][::-1] + p[0][::-1] * t[0]))
+
+
 @pytest.mark.parametrize(
     ("f", "primitive"),
     [(_in_while, "while"), (_in_cond, "cond"), (_in_custom_jvp, "custom_jvp_call")],
