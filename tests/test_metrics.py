@@ -1,0 +1,356 @@
+"""Measures of attributions against numpy, by their definitions."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxlift
+from jaxlift import metrics
+
+KEYS = jax.random.split(jax.random.key(3), 6)
+W = np.asarray(jax.random.normal(KEYS[0], (6, 4)))
+V = np.asarray(jax.random.normal(KEYS[1], (4, 3)))
+XS = jax.random.normal(KEYS[2], (3, 3, 2))  # three examples
+REFERENCE = jax.random.normal(KEYS[3], (3, 2))
+CONTRIBUTIONS = {
+    "elements": jax.random.normal(KEYS[4], (3, 3, 2)).round(),  # with ties
+    "rows": jax.random.normal(KEYS[5], (3, 3, 1)),
+    "columns": jnp.array([[[0.5, -1.0]], [[1.0, 2.0]], [[-3.0, -2.0]]]),
+}
+KEY = jax.random.key(7)
+
+
+def network(x):
+    return jnp.tanh(x.reshape(-1) @ W) @ V
+
+
+def output(x):
+    """What is explained, in numpy."""
+    return (np.tanh(np.asarray(x).reshape(-1) @ W) @ V)[1]
+
+
+def close(a, b):
+    np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
+
+
+# ---------------------------------------------------------------- by definition
+
+
+def ranked(contributions):
+    """Indices of the features, the largest first, equal ones in their order."""
+    flat = np.asarray(contributions).reshape(-1)
+    return sorted(range(flat.size), key=lambda k: -flat[k])
+
+
+def exchange(contributions, x, y, features):
+    """`x` with the values of `y` at these features, one by one."""
+    x = np.array(x)
+    for index in np.ndindex(x.shape):
+        one = tuple(np.minimum(index, np.array(contributions.shape) - 1))
+        if np.ravel_multi_index(one, contributions.shape) in features:
+            x[index] = y[index]
+    return x
+
+
+def numpy_masking(c, x, r, most):
+    flat = np.asarray(c).reshape(-1)
+    top = [k for k in ranked(c)[:most] if flat[k] > 0]
+    return output(x) - output(exchange(c, x, r, top))
+
+
+def numpy_deletion(c, x, r, steps):
+    counts = [round(c.size * k / steps) for k in range(steps + 1)]
+    values = [output(exchange(c, x, r, ranked(c)[:n])) for n in counts]
+    strips = [
+        (values[k] + values[k + 1]) / 2 * (counts[k + 1] - counts[k]) / c.size
+        for k in range(steps)
+    ]
+    return sum(strips), np.array(values), np.array(counts) / c.size
+
+
+def numpy_insertion(c, x, r, steps):
+    return numpy_deletion(c, r, x, steps)
+
+
+def keyed_infidelity(**options):
+    judge = metrics.infidelity(network, target=1, samples=5, **options)
+    return lambda *args: judge(KEY, *args)
+
+
+def numpy_infidelity(c, x, r, scaled=False):
+    masks = [
+        np.asarray(jax.random.bernoulli(k, 0.5, c.shape))
+        for k in jax.random.split(KEY, 5)
+    ]
+    falls = [
+        output(x) - output(exchange(c, x, r, np.flatnonzero(mask))) for mask in masks
+    ]
+    sums = np.array([np.asarray(c)[mask].sum() for mask in masks])
+    scale = np.linalg.lstsq(sums[:, None], np.array(falls))[0][0] if scaled else 1
+    return ((scale * sums - falls) ** 2).mean()
+
+
+OF_CONTRIBUTIONS = {
+    "masking, a number": (
+        metrics.masking(network, 2, target=1),
+        lambda *args: numpy_masking(*args, 2),
+    ),
+    "masking, a fraction": (
+        metrics.masking(network, 0.5, target=lambda y: y[1]),
+        lambda c, *args: numpy_masking(c, *args, round(c.size / 2)),
+    ),
+    "deletion, each": (
+        metrics.deletion(network, target=1),
+        lambda c, *args: numpy_deletion(c, *args, c.size),
+    ),
+    "deletion, steps": (
+        metrics.deletion(network, target=1, steps=2),
+        lambda *args: numpy_deletion(*args, 2),
+    ),
+    "insertion, steps": (
+        metrics.insertion(network, target=1, steps=2),
+        lambda *args: numpy_insertion(*args, 2),
+    ),
+    "infidelity": (keyed_infidelity(), numpy_infidelity),
+    "infidelity, scaled": (
+        keyed_infidelity(scaled=True),
+        lambda *args: numpy_infidelity(*args, scaled=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("features", CONTRIBUTIONS)
+@pytest.mark.parametrize("name", OF_CONTRIBUTIONS)
+def test_measures_of_contributions(name, features):
+    judge, by_definition = OF_CONTRIBUTIONS[name]
+    contributions = CONTRIBUTIONS[features]
+    mapped = jax.jit(jax.vmap(judge, (0, 0, None)))(contributions, XS, REFERENCE)
+    for k, (c, x) in enumerate(zip(contributions, XS, strict=True)):
+        expected = by_definition(c, x, REFERENCE)
+        one = jax.tree.map(lambda leaf, k=k: leaf[k], mapped)
+        jax.tree.map(close, jax.tree.leaves(one), jax.tree.leaves(expected))
+    eager = judge(contributions[0], XS[0], REFERENCE)
+    jax.tree.map(lambda m, e: close(m[0], e), mapped, eager)
+
+
+def test_exact_contributions_of_a_linear_function_are_beyond_reproach():
+    linear = lambda x: jnp.vdot(x, CONTRIBUTIONS["elements"][0])
+    x = XS[0]
+    c = jaxlift.deeplift(linear)(x, REFERENCE)
+    close(metrics.infidelity(linear)(KEY, c, x, REFERENCE), 0)
+    assert metrics.infidelity(linear)(KEY, 3 * c, x, REFERENCE) > 1e-2
+    close(metrics.infidelity(linear, scaled=True)(KEY, 3 * c, x, REFERENCE), 0)
+    # No order of features deletes faster, or inserts faster.
+    orders = jnp.stack([jax.random.permutation(k, c) for k in KEYS[:5]] + [c])
+    area = lambda metric: jax.vmap(
+        lambda c: metric(linear)(c.reshape(3, 2), x, REFERENCE).area
+    )(orders)
+    assert (area(metrics.deletion)[-1] <= area(metrics.deletion)).all()
+    assert (area(metrics.insertion)[-1] >= area(metrics.insertion)).all()
+
+
+# -------------------------------------------------------------------- of arrays
+
+
+def numpy_ranks(values):
+    """The mean place of equal values, by counting."""
+    flat = np.asarray(values).reshape(-1)
+    return np.array([(flat < v).sum() + ((flat == v).sum() - 1) / 2 for v in flat])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32])
+def test_rank_agreement(dtype):
+    a, b = jax.random.randint(KEY, (2, 5, 3, 4), -3, 4).astype(dtype)
+    compare = jax.jit(jax.vmap(metrics.rank_agreement))
+    expected = [
+        np.corrcoef(numpy_ranks(u), numpy_ranks(v))[0, 1]
+        for u, v in zip(a, b, strict=True)
+    ]
+    close(compare(a, b), expected)
+    close(metrics.rank_agreement(a[0], b[0]), expected[0])
+    close(compare(a, a), 1)
+    close(compare(a, -a), -1)
+    assert jnp.isnan(metrics.rank_agreement(a[0], jnp.ones_like(a[0])))
+
+
+def test_top_agreement():
+    a, b = jax.random.randint(KEY, (2, 5, 3, 4), -3, 4)
+    for features, count in ((1, 1), (5, 5), (0.25, 3), (12, 12), (1.0, 12)):
+        compare = jax.vmap(lambda a, b, n=features: metrics.top_agreement(a, b, n))
+        expected = [
+            len({*ranked(u)[:count]} & {*ranked(v)[:count]}) / count
+            for u, v in zip(a, b, strict=True)
+        ]
+        close(compare(a, b), expected)
+
+
+def test_completeness_gap(x64):
+    tree = {"a": np.array([1.0, 2.0]), "b": [np.array(4.0)]}
+    for y, y_reference in itertools.product((-20.0, 0.3, 7.0), (0.0, -30.0)):
+        expected = abs(7 - (y - y_reference)) / max(abs(y), abs(y_reference), 1)
+        close(metrics.completeness_gap(tree, y, y_reference), expected)
+    half = jnp.ones(1000, jnp.bfloat16)  # 257 is no bfloat16
+    assert metrics.completeness_gap(half, 1000.0, 0.0) == 0
+    explain, r = jaxlift.deeplift(network, target=1), REFERENCE.astype(float)
+    gaps = jax.jit(
+        jax.vmap(
+            lambda x: metrics.completeness_gap(
+                explain(x, r), network(x)[1], network(r)[1]
+            )
+        )
+    )(XS.astype(float))
+    assert (gaps < 1e-12).all() and gaps.shape == (3,)
+    assert jnp.isnan(metrics.completeness_gap(jnp.array([jnp.nan]), 1.0, 0.0))
+
+
+# -------------------------------------------------------------- of explanations
+
+
+def test_max_sensitivity():
+    explain = jax.jit(jaxlift.deeplift(network, target=1))
+    judge = metrics.max_sensitivity(explain, radius=0.3, samples=6)
+    shifts = [
+        jax.random.uniform(k, (3, 2), minval=-0.3, maxval=0.3)
+        for k in jax.random.split(KEY, 6)
+    ]
+    expected = [
+        max(
+            np.linalg.norm(explain(x + e, REFERENCE) - explain(x, REFERENCE))
+            for e in shifts
+        )
+        for x in XS
+    ]
+    mapped = jax.jit(jax.vmap(judge, (None, 0, None)))(KEY, XS, REFERENCE)
+    close(mapped, expected)
+    close(judge(KEY, XS[0], REFERENCE), expected[0])
+
+
+PARAMS = {
+    "params": {
+        "Dense_10": {"kernel": V},
+        "Dense_2": {"kernel": W, "bias": np.arange(4.0)},
+    },
+    "scale": np.float32(2.0),
+}
+
+
+def explanation(params):
+    hidden, head = params["params"]["Dense_2"], params["params"]["Dense_10"]
+    f = lambda x: (
+        params["scale"]
+        * jnp.tanh(x.reshape(-1) @ hidden["kernel"] + hidden["bias"])
+        @ head["kernel"]
+    )
+    return jaxlift.deeplift(f, target=1)
+
+
+LAYERS = ["params/Dense_2", "params/Dense_10"]
+
+
+@pytest.mark.parametrize("cascade", [True, False])
+def test_randomisation_from_the_last_layer_to_the_first(cascade):
+    judge = metrics.randomisation_check(
+        explanation,
+        PARAMS,
+        LAYERS,
+        cascade=cascade,
+        draw=lambda key, leaf: jax.random.normal(key, leaf.shape),
+        agreement=lambda a, b: jnp.stack([a, b]),  # shows what is compared
+    )
+    compared = judge(KEY, XS[0], REFERENCE)
+    keys = dict(zip(["head", "bias", "kernel", "scale"], jax.random.split(KEY, 4)))  # noqa: B905
+    random = lambda name, leaf: jax.random.normal(keys[name], leaf.shape)
+    old, hidden = PARAMS["params"], PARAMS["params"]["Dense_2"]
+    head = {"Dense_10": {"kernel": random("head", V)}}
+    first = {"Dense_2": {k: random(k, leaf) for k, leaf in hidden.items()}}
+    changed = [old | head, old | first | (head if cascade else {})]
+    for k, params in enumerate(changed):
+        close(compared[k, 0], explanation(PARAMS)(XS[0], REFERENCE))
+        expected = explanation(PARAMS | {"params": params})(XS[0], REFERENCE)
+        close(compared[k, 1], expected)
+    mapped = jax.jit(jax.vmap(judge, (None, 0, None)))(KEY, XS, REFERENCE)
+    close(mapped[0], compared)
+
+
+def test_randomisation_tells_what_reads_the_parameters():
+    judge = metrics.randomisation_check(explanation, PARAMS, LAYERS)
+    agreements = judge(KEY, XS[0], REFERENCE)
+    assert agreements.shape == (2,) and (abs(agreements) < 0.99).all()
+    blind = metrics.randomisation_check(lambda _: jnp.subtract, PARAMS, LAYERS)
+    close(blind(KEY, XS[0], REFERENCE), 1)
+    leaf = jnp.arange(12.0).reshape(3, 4)
+    shuffled = metrics.shuffled(KEY, leaf)
+    assert shuffled.shape == leaf.shape and (shuffled != leaf).any()
+    close(jnp.sort(shuffled.reshape(-1)), leaf.reshape(-1))
+
+
+# ----------------------------------------------------------------------- errors
+
+C, X, R = CONTRIBUTIONS["elements"][0], XS[0], REFERENCE
+REFUSED = {
+    "x of shape": lambda: metrics.masking(network, 1, target=1)(C[0], X, R),
+    "keepdims": lambda: metrics.deletion(network, target=1)(C.sum(-1), X, R),
+    "scalar output": lambda: metrics.insertion(network)(C, X, R),
+    "target": lambda: metrics.masking(network, 1, target=3)(C, X, R),
+    "features": lambda: metrics.masking(network, 7, target=1)(C, X, R),
+    "0.01": lambda: metrics.masking(network, 0.01, target=1)(C, X, R),
+    "1.5": lambda: metrics.top_agreement(C, C, 1.5),
+    "steps": lambda: metrics.deletion(network, target=1, steps=7)(C, X, R),
+    "not 0": lambda: metrics.deletion(network, target=1, steps=0)(C, X, R),
+    "reference": lambda: metrics.masking(network, 1, target=1)(C, X, R[0, 0:0]),
+    "same shape": lambda: metrics.rank_agreement(C, X[0]),
+    "two elements": lambda: metrics.rank_agreement(C[0, 0], C[0, 0]),
+    "y_reference": lambda: metrics.completeness_gap(C, 1.0, network(R)),
+    "fraction": lambda: metrics.infidelity(network, fraction=1.0),
+    "samples": lambda: metrics.infidelity(network, samples=0),
+    "radius": lambda: metrics.max_sensitivity(network, radius=0.0),
+    "no layer 'Dense_2'.*params/Dense_2": lambda: metrics.randomisation_check(
+        explanation, PARAMS, ["Dense_2"]
+    ),
+    "two of the layers": lambda: metrics.randomisation_check(
+        explanation, PARAMS, ["params", "params/Dense_2"]
+    ),
+    "layers is empty": lambda: metrics.randomisation_check(explanation, PARAMS, []),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_does_not_fit_is_refused(message):
+    with pytest.raises(ValueError, match=message):
+        REFUSED[message]()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: metrics.masking(3, 1),
+        lambda: metrics.max_sensitivity(None, radius=1.0),
+        lambda: metrics.randomisation_check(0, PARAMS, LAYERS),
+        lambda: metrics.deletion(network, target=1, steps=2.5)(C, X, R),
+        lambda: metrics.masking(jnp.argmax, 1)(C, X, R),
+    ],
+)
+def test_what_is_of_another_type_is_refused(make):
+    with pytest.raises(TypeError):
+        make()
+
+
+def test_the_page_runs():
+    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    names = {}
+    for block in blocks:
+        exec(compile(block, "metrics.md", "exec"), names)
+    public = {
+        name
+        for name, value in vars(metrics).items()
+        if getattr(value, "__module__", None) == metrics.__name__ and name[0] != "_"
+    }
+    assert public - {"Curve"} <= {*re.findall(r"metrics\.(\w+)", page)}
