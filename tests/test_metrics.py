@@ -165,7 +165,7 @@ def numpy_ranks(values):
     return np.array([(flat < v).sum() + ((flat == v).sum() - 1) / 2 for v in flat])
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int32])
 def test_rank_agreement(dtype):
     a, b = jax.random.randint(KEY, (2, 5, 3, 4), -3, 4).astype(dtype)
     compare = jax.jit(jax.vmap(metrics.rank_agreement))
@@ -264,7 +264,7 @@ def test_randomisation_from_the_last_layer_to_the_first(cascade):
         draw=lambda key, leaf: jax.random.normal(key, leaf.shape),
         agreement=lambda a, b: jnp.stack([a, b]),  # shows what is compared
     )
-    compared = judge(KEY, XS[0], REFERENCE)
+    compared = jax.jit(judge)(KEY, XS[0], REFERENCE)
     keys = dict(zip(["head", "bias", "kernel", "scale"], jax.random.split(KEY, 4)))  # noqa: B905
     random = lambda name, leaf: jax.random.normal(keys[name], leaf.shape)
     old, hidden = PARAMS["params"], PARAMS["params"]["Dense_2"]
@@ -281,7 +281,7 @@ def test_randomisation_from_the_last_layer_to_the_first(cascade):
 
 def test_randomisation_tells_what_reads_the_parameters():
     judge = metrics.randomisation_check(explanation, PARAMS, LAYERS)
-    agreements = judge(KEY, XS[0], REFERENCE)
+    agreements = jax.jit(judge)(KEY, XS[0], REFERENCE)
     assert agreements.shape == (2,) and (abs(agreements) < 0.99).all()
     blind = metrics.randomisation_check(lambda _: jnp.subtract, PARAMS, LAYERS)
     close(blind(KEY, XS[0], REFERENCE), 1)
