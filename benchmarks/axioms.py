@@ -513,12 +513,15 @@ STAY = lambda draw: [[(0, 0)]]
 MOVE_REFERENCE = lambda draw: [
     [(0, s * OFF[1]), (s * OFF[1], s * OFF[1])] for s in (0, 1, -1)
 ]
-# 1 - relu(1 - x1); max(max(x1, x2), 0); relu(relu(x1) - relu(x2)); and
+# 1 - relu(1 - x1); max(max(x1, x2), 0); max(max(0, x1), -x3); relu(relu(x1) - relu(x2)); and
 # relu(relu(x1 + x2) + x3 - 2), whose inner unit comes back to its reference.
 SATURATED = {
     "W1": [[-1, 0], [0, 0], [0, 0]], "b1": [1, 0], "v": [-1, 0], "x": [2, 0, 0],
 }  # fmt: skip
 THREE = {"a": [1, 0, 0, 0], "b": [0, 1, 0, 0], "x": [1, 2, 0], "reference": [0, -1, 0]}
+MIRRORED_THREE = {
+    "b": [1, 0, 0, 0], "c": [0, 0, -1, 0], "x": [0, 0, 2], "reference": [-2, -2, -1],
+}  # fmt: skip
 CANCELLING = {
     "W1": [[1, 0], [0, 1], [0, 0]], "W2": [[1], [-1]], "w": [1],
     "x": [1, 1, 0], "reference": [-1, -1, 0],
@@ -552,7 +555,7 @@ AXIOMS = {
         NET | POINTS | {"shared": ()}, mirrored_program, unequal, nudge_equal, show_one),
     "symmetry": Axiom(
         "The same where exchanging the two leaves the *function* as it is.",
-        FORMS | POINTS, mirrored_function, unequal, nudge_equal, show_one, constructed=(THREE,)),
+        FORMS | POINTS, mirrored_function, unequal, nudge_equal, show_one, constructed=(MIRRORED_THREE,)),
     "continuity": Axiom(
         "Attributions of a continuous function do not jump as `x` moves.",
         NET | AT, both_sides, jump, STAY, show_jump, 1e-3, (CANCELLING, RETURNING)),
