@@ -39,10 +39,11 @@ def _accepted(options):
     return dict(filter(known, options.items()))
 
 
-# Compile times make up this file's, and what is compiled here runs once.
+# Compile times make up this file's, and what is compiled here runs once. Level 0 is not
+# to be had: of `jax.grad(lambda x: (w * (a * x + b).max(0)).sum())` it makes NaN.
 QUICK = _accepted(
     {
-        "xla_backend_optimization_level": 0,
+        "xla_backend_optimization_level": 1,
         "xla_llvm_disable_expensive_passes": True,
         "xla_cpu_parallel_codegen_split_count": 1,
         "xla_cpu_use_fusion_emitters": False,
@@ -75,22 +76,22 @@ def _cotangents(f, x):
 
 
 def _explained(f, alone):
-    """All that is asserted about `f`, for every pair of points, in one program."""
+    """All that is asserted about `f`, for every pair of points, in one program.
+
+    The two points of the last pair are equal: its multipliers are the gradient's limit.
+    """
 
     def one(row):
         x, r, ct = row
         y, y_reference, pullback = jaxlift.vjp(f, x, r)
-        found = {"y": y, "y_reference": y_reference, "m": pullback(ct)}
-        found |= {"f(x)": f(x), "f(r)": f(r)}
-        return found
+        return {"y": y, "y_reference": y_reference, "m": pullback(ct)}
 
     def program(x, r, ct):
         found = lax.map(one, (x, r, ct))
+        values = lax.map(f, jnp.concatenate([x, r]))
+        found |= {"f(x)": values[: len(x)], "f(r)": values[len(x) :]}
         if not alone:
-            functional = lambda y: (ct[-1] * y).sum()
-            limit = jaxlift.multipliers(f, target=functional)(x[-1], x[-1])
-            gradient = jax.grad(lambda x: functional(f(x)))(x[-1])
-            found |= {"limit": limit, "gradient": gradient}
+            found["gradient"] = jax.grad(lambda x: (ct[-1] * f(x)).sum())(x[-1])
         return found
 
     return jax.jit(program, compiler_options=QUICK)
@@ -142,10 +143,10 @@ def _check(name, dtype):
         gap, size, rounding = _gaps(found, dtype)
         allowed = np.maximum(bounds[dtype] * size, rounding)
         assert (gap <= allowed).all(), f"gaps {gap / size}, allowed {allowed / size}"
-    if "limit" in found:
+    if "gradient" in found:
         exact = {"half": 2e-2, "single": 1e-5}.get(kind, 1e-10)
         tolerance = dict(rtol=exact, atol=exact)
-        np.testing.assert_allclose(found["limit"], found["gradient"], **tolerance)
+        np.testing.assert_allclose(found["m"][-1], found["gradient"], **tolerance)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
