@@ -16,6 +16,7 @@ from jax.extend import core
 from jax.extend.core import primitives as P
 
 from jaxlift import _compat
+from jaxlift._differences import DIFFERENCES, STEPS
 from jaxlift._interpret import (
     Context,
     Step,
@@ -180,8 +181,12 @@ def remat(step: Step, *operands: Any) -> list:
     return outputs
 
 
+@lazy
 def scan(step: Step, *operands: Any) -> list:
-    """A scan, over pairs where a value varies."""
+    """A scan, over pairs where a value varies; straight-line code where it says so."""
+    if _straight(step, operands):
+        return _unrolled(step, operands)
+    operands = [settle(operand) for operand in operands]
     params, context = step.params, step.context
     jaxpr, constants = _compat.open_jaxpr(params["jaxpr"])
     n_consts, n_carry = _compat.scan_sizes(step.eqn)
@@ -216,6 +221,35 @@ def scan(step: Step, *operands: Any) -> list:
     )
     context.record(found)
     return [*carry, *ys]
+
+
+_POINTWISE = {*DIFFERENCES, *STEPS, P.broadcast_in_dim_p}
+
+
+def _straight(step: Step, operands: Sequence) -> bool:
+    """Whether a scan is elementwise, unrolled altogether, over fixed rows, into a carry.
+
+    jnp.polyval is such a scan. As straight-line code a polynomial of one pair is part
+    of an activation, so that where an outer `where` does not take it (far from its
+    own domain, say, where it overflows) its slope plays no part.
+    """
+    n_consts, n_carry = _compat.scan_sizes(step.eqn)
+    jaxpr, _ = _compat.open_jaxpr(step.params["jaxpr"])
+    return (
+        1 <= step.params["length"] <= step.params["unroll"]
+        and len(step.eqn.outvars) == n_carry
+        and not any(isinstance(o, Varying) for o in operands[n_consts + n_carry :])
+        and _POINTWISE.issuperset(eqn.primitive for eqn in jaxpr.eqns)
+    )
+
+
+def _unrolled(step: Step, operands: Sequence) -> list:
+    consts, carry, rows = _parts(operands, *_compat.scan_sizes(step.eqn))
+    order = range(step.params["length"])
+    for k in reversed(order) if step.params["reverse"] else order:
+        xs = [lax.index_in_dim(row, k, keepdims=False) for row in rows]
+        carry = _walk(step.context, step.params["jaxpr"], [*consts, *carry, *xs])
+    return carry
 
 
 def while_loop(step: Step, *operands: Any) -> list:

@@ -1161,8 +1161,9 @@ _over(
         jnp.exp(x - lax.stop_gradient(x.max()))
     ),
 )
-# Closer to 0 the branch that is not taken overflows in float32, and so does its slope.
-_over(between(0.6, 1.4, 5), special_fresnel=lambda x: special.fresnel(x)[0])
+# Near 0 and far from it the branches that are not taken overflow in float32.
+_over(wide(9), special_fresnel=lambda x: special.fresnel(x)[0])
+_over(between(-0.1, 0.1, 5), special_fresnel_small=lambda x: special.fresnel(x)[1])
 _over(
     positive(5, kind="path"),
     special_exp1=special.exp1,
