@@ -227,7 +227,7 @@ _POINTWISE = {*DIFFERENCES, *STEPS, P.broadcast_in_dim_p}
 
 
 def _straight(step: Step, operands: Sequence) -> bool:
-    """Whether a scan is elementwise, unrolled altogether, over fixed rows, into a carry.
+    """Whether a scan is elementwise, over fixed rows, and asks to be unrolled.
 
     jnp.polyval is such a scan. As straight-line code a polynomial of one pair is part
     of an activation, so that where an outer `where` does not take it (far from its
