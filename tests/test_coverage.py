@@ -107,8 +107,8 @@ def _run(name, dtype):
         jax.clear_caches()
         _dtypes.append(dtype)
     with jax.enable_x64(dtype == "float64"):
-        x, r = (jnp.asarray(p.astype(dtype)) for p in _points(domain))
-        ct = jnp.asarray(_cotangents(f, x).astype(dtype))
+        x, r = (p.astype(dtype) for p in _points(domain))
+        ct = _cotangents(f, x).astype(dtype)
         alone = domain.kind == "alone" or dtype == "float32"
         found = _explained(f, alone)(x, r, ct)
         found |= {"x": x, "r": r, "ct": ct}

@@ -285,11 +285,14 @@ def flat(tree):
     return np.concatenate([np.ravel(tree[k]) for k in SHAPES])
 
 
-# The bound on the completeness gap.
+# Two bounds on the completeness gap: relative to the outputs, and to the sum of the
+# contributions' sizes in units of rounding. RevealCancel's contributions are the rest
+# of larger parts: its gap was seen to be 270 such units, and to change sign when the
+# points are moved by 1e-12 of themselves, as rounding does.
 TABLES = {
-    "rescale": (jaxlift.RESCALE, 1e-10),
-    "reveal cancel": (jaxlift.REVEAL_CANCEL, 1e-9),
-    "genomics": (jaxlift.GENOMICS_DEFAULT, 1e-9),
+    "rescale": (jaxlift.RESCALE, 1e-10, 16),
+    "reveal cancel": (jaxlift.REVEAL_CANCEL, 1e-9, 1024),
+    "genomics": (jaxlift.GENOMICS_DEFAULT, 1e-9, 1024),
 }
 
 
@@ -315,11 +318,11 @@ def complaints(f):
     value = stepwise(f, example)
     gradient = stepwise(jax.grad(f), example)
     found = []
-    for table, (rules, bound) in tables_for(f).items():
+    for table, (rules, *bounds) in tables_for(f).items():
         explain = stepwise(explained(f, rules), example, example)
         for distance, (x, r) in f.pairs.items():
             outputs = jax.device_get((value(x), value(r)))
-            wrong = unexplained(f, x, r, outputs, jax.device_get(explain(x, r)), bound)
+            wrong = unexplained(f, x, r, outputs, jax.device_get(explain(x, r)), bounds)
             found += [f"{table}, {distance}: {line}" for line in wrong]
         m, g = (flat(jax.device_get(t)) for t in (explain(x, x)[2], gradient(x)))
         if not abs(m - g).max() <= 1e-9 * max(abs(g).max(), 1e-3):
@@ -327,7 +330,7 @@ def complaints(f):
     return found
 
 
-def unexplained(f, x, r, outputs, found, bound):
+def unexplained(f, x, r, outputs, found, bounds):
     """What is wrong with one explanation, for its pair of points."""
     (at_x, at_r), (y, y_r, m) = outputs, found
     scale = max(abs(at_x), abs(at_r), 1)
@@ -337,7 +340,7 @@ def unexplained(f, x, r, outputs, found, bound):
     if not np.isfinite(flat(m)).all():
         yield f"not finite: {m}"
     gap, size = abs(math.fsum(c) - (y - y_r)), abs(c).sum()
-    if gap > max(bound * scale, 16 * EPS * size):
+    if not gap <= max(bounds[0] * scale, bounds[1] * EPS * size):
         yield f"gap {gap:.2e}, outputs {scale:.2e}, sum {size:.2e}"
     for name in SHAPES.keys() - f.reads:
         if m[name].any():
@@ -369,7 +372,7 @@ def test_random_programs(x64, seeds):
 @pytest.mark.parametrize("seed", range(COMPILED))
 def test_compiled_and_mapped(x64, seed):
     f = Program(seed)
-    tables = [explained(f, rules) for rules, _ in tables_for(f).values()]
+    tables = [explained(f, rules) for rules, *_ in tables_for(f).values()]
     everything = lambda x, r: (f(x), jax.grad(f)(x), [table(x, r) for table in tables])
     pairs = [*f.pairs.values()]
     together = jax.jit(jax.vmap(everything))(*stacked(pairs))
