@@ -186,11 +186,10 @@ def scan(step: Step, *operands: Any) -> list:
     """A scan, over pairs where a value varies; straight-line code where it says so."""
     if _straight(step, operands):
         return _unrolled(step, operands)
-    operands = [settle(operand) for operand in operands]
     params, context = step.params, step.context
     jaxpr, constants = _compat.open_jaxpr(params["jaxpr"])
     n_consts, n_carry = _compat.scan_sizes(step.eqn)
-    consts, carry, xs = _parts(operands, n_consts, n_carry)
+    consts, carry, xs = _parts(list(map(settle, operands)), n_consts, n_carry)
     moving = _moving(jaxpr, operands, n_consts, n_carry)
     seeds = {k: v for k, v in context.seeds.items() if k in dict(tags_of(step.eqn))}
 
