@@ -5,16 +5,16 @@ python benchmarks/vs_peers.py --peers PYTHON --json vs_peers.json --plot vs_peer
 
 import argparse
 import dataclasses
+import functools
 import os
 import pickle
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from networks import NAMES, Network, network
 from timing import Spread, interleaved, seconds, surroundings, write_json
@@ -75,33 +75,35 @@ class Task:
     def of(cls, net: Network, case: Case) -> "Task":
         """Fewer rows where each has a set of references."""
         if case.references == "set":
-            net = dataclasses.replace(net, batch=max(2, net.batch // 4))
+            net = dataclasses.replace(net, batch=max(8, net.batch // 4))
         return cls(net, case)
 
     @property
     def pairs(self) -> int:
         return self.net.batch * self.case.pairs
 
-    @property
+    @functools.cached_property
     def rows(self) -> jax.Array:
         return self.net.rows(self.net.batch, seed=1)
 
-    @property
+    @functools.cached_property
     def references(self) -> jax.Array:
         return self.case.references_for(self.net)
 
-    def outputs(self, rows: jax.Array) -> np.ndarray:
-        apply = jax.vmap(self.net.apply, (None, 0))
-        return np.asarray(jax.jit(apply)(self.net.weights, rows))
+    @functools.cached_property
+    def outputs(self) -> np.ndarray:
+        return self._apply(self.rows)
 
+    @functools.cached_property
     def deltas(self) -> np.ndarray:
         """What the contributions of each row have to add up to."""
-        references = jnp.reshape(self.references, (-1, *self.net.shape))
-        at_references = self.outputs(references)
-        at_references = (
-            at_references if self.case.references == "own" else at_references.mean()
-        )
-        return self.outputs(self.rows) - at_references
+        at_references = self._apply(self.references.reshape(-1, *self.net.shape))
+        own = self.case.references == "own"
+        return self.outputs - (at_references if own else at_references.mean())
+
+    def _apply(self, rows: jax.Array) -> np.ndarray:
+        apply = jax.jit(jax.vmap(self.net.apply, (None, 0)))
+        return np.asarray(apply(self.net.weights, rows))
 
     def for_peers(self) -> tuple:
         """Name, weights, rows, references, and whether each row has its own."""
@@ -145,8 +147,7 @@ def measure(task: Task, peers: Peers, budget: float) -> Iterator[dict[str, Any]]
             yield row | {"failure": str(error)}
             continue
         outputs, theirs, batch_size = prepared
-        expected = task.outputs(task.rows)
-        if relative(outputs, expected) > SAME:
+        if relative(outputs, task.outputs) > SAME:
             raise AssertionError(f"the two {task.net.name} are not the same network")
         clock()
         rounds = int(np.clip(budget / (clock() + other()), *ROUNDS))
@@ -165,7 +166,7 @@ def measure(task: Task, peers: Peers, budget: float) -> Iterator[dict[str, Any]]
 def gap(contributions: np.ndarray, task: Task) -> float:
     """How far contributions are from adding up, relative to what they should."""
     sums = contributions.reshape(len(contributions), -1).sum(1)
-    return relative(sums, task.deltas())
+    return relative(sums, task.deltas)
 
 
 # ------------------------------------------------------------------------- report
@@ -249,11 +250,11 @@ def plot(rows: Sequence[dict[str, Any]], path: str) -> None:
         places, medians = range(len(ran)), [times.median for times in spreads]
         colors = ["tab:blue" if same(row) else "lightgray" for row in ran]
         panel.barh(places, medians, color=colors, height=0.7)
-        errors = [
-            [s.median - s.low for s in spreads],
-            [s.high - s.median for s in spreads],
-        ]
-        panel.errorbar(medians, places, xerr=errors, fmt="none", color="black", lw=1)
+        below = [times.median - times.low for times in spreads]
+        above = [times.high - times.median for times in spreads]
+        panel.errorbar(
+            medians, places, xerr=(below, above), fmt="none", color="black", lw=1
+        )
         wanted = [WANTED[row["references"]] for row in ran]
         panel.plot(wanted, places, "|", color="red", markersize=10, mew=2)
         labels = [f"{row['references']}, {TOOLS[row['tool']]}" for row in ran]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 
 class Layers:
-    """PyTorch layers out of flax weights, taken in the order in which flax made them."""
+    """PyTorch layers out of flax weights, in the order in which flax made them."""
 
     def __init__(self, weights: dict):
         self.weights, self.taken = weights, Counter()
