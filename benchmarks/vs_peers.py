@@ -22,7 +22,8 @@ from vs_grad import CASES, Case
 
 TOOLS = {"captum": "Captum", "shap": "SHAP", "tangermeme": "tangermeme"}
 WANTED = {"shared": 1.5, "set": 3.0, "own": 1.5}  # times faster than the fastest tool
-SAME = 1e-4  # largest difference of contributions relative to the largest of them
+SAME = 1e-4  # largest difference of contributions, relative to the largest of them
+COMPLETE = 1e-3  # what adds up so well may differ by no more than rounding
 REST = 5e-3  # seconds between the two sides, so that idle threads fall asleep
 ROUNDS = 4, 20
 WORKER = Path(__file__).parent / "peers" / "worker.py"
@@ -105,13 +106,20 @@ class Task:
         apply = jax.jit(jax.vmap(self.net.apply, (None, 0)))
         return np.asarray(apply(self.net.weights, rows))
 
-    def for_peers(self) -> tuple:
+    def for_peers(self, dtype: Any = np.float32) -> tuple:
         """Name, weights, rows, references, and whether each row has its own."""
-        rows, references = np.asarray(self.rows), np.asarray(self.references)
-        references = references.reshape(-1, *self.net.shape)
-        weights = jax.tree.map(np.asarray, self.net.weights)
-        own = self.case.references == "own"
-        return self.net.name, weights, rows, references, own
+        references = self.references.reshape(-1, *self.net.shape)
+        arrays = jax.tree.map(
+            lambda a: np.asarray(a, dtype), (self.net.weights, self.rows, references)
+        )
+        return self.net.name, *arrays, self.case.references == "own"
+
+    def in_float64(self) -> np.ndarray:
+        """The contributions by jaxlift in double precision."""
+        arguments = self.net.weights, self.rows, self.references
+        with jax.enable_x64(True):
+            wide = jax.tree.map(lambda a: np.asarray(a, np.float64), arguments)
+            return np.asarray(jax.jit(self.case.explain(self.net))(*wide))
 
 
 def relative(a: np.ndarray, b: np.ndarray) -> float:
@@ -152,7 +160,7 @@ def measure(task: Task, peers: Peers, budget: float) -> Iterator[dict[str, Any]]
         clock()
         rounds = int(np.clip(budget / (clock() + other()), *ROUNDS))
         our_seconds, times = interleaved(clock, other, rounds)
-        yield row | {
+        row |= {
             "batch_size": batch_size,
             "rounds": rounds,
             "ours_ms": 1e3 * our_seconds.median,
@@ -161,6 +169,20 @@ def measure(task: Task, peers: Peers, budget: float) -> Iterator[dict[str, Any]]
             "gap": gap(theirs, task),
             "our_gap": gap(ours, task),
         }
+        if not same(row) and row["gap"] < COMPLETE:
+            row |= rounding(task, tool, peers, theirs, ours)
+        yield row
+
+
+def rounding(task: Task, tool: str, peers: Peers, theirs, ours) -> dict[str, float]:
+    """Whether two that differ are the same in float64, and how far each is from it."""
+    exact = task.in_float64()
+    _, wide, _ = peers.ask("prepare", tool, *task.for_peers(np.float64))
+    return {
+        "difference": relative(wide, exact),
+        "rounding": relative(theirs, exact),
+        "our_rounding": relative(ours, exact),
+    }
 
 
 def gap(contributions: np.ndarray, task: Task) -> float:
@@ -225,6 +247,15 @@ def notes(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     for (tool, name), group in grouped(rows, "tool", "network").items():
         failures = dict.fromkeys(row["failure"] for row in group if "failure" in row)
         yield from (f"* {TOOLS[tool]}, {name}: {failure}" for failure in failures)
+        rounded = [row for row in group if "rounding" in row]
+        if rounded:
+            theirs, ours = (
+                max(row[g] for row in rounded) for g in ("rounding", "our_rounding")
+            )
+            yield (
+                f"* {TOOLS[tool]}, {name}: float32 leaves it within {theirs:.0e} of "
+                f"the largest contribution, jaxlift within {ours:.0e}"
+            )
         others = [row for row in group if "failure" not in row and not same(row)]
         if others:
             difference = max(row["difference"] for row in others)

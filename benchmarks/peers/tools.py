@@ -64,15 +64,15 @@ def separated(model: nn.Module) -> nn.Module:
     return nn.Sequential(*steps)
 
 
-def frozen(model: nn.Module) -> nn.Module:
+def frozen(model: nn.Module, problem: Problem) -> nn.Module:
     """A model of which nothing but the input needs a gradient."""
-    return model.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False).to(problem.rows.dtype)
 
 
 def captum(problem: Problem) -> Calls:
     from captum.attr import DeepLift, DeepLiftShap
 
-    model = frozen(separated(problem.twin()))
+    model = frozen(separated(problem.twin()), problem)
     explain = (DeepLiftShap if problem.per_row > 1 else DeepLift)(model).attribute
 
     def call(pairs: int) -> Tensor:
@@ -94,7 +94,7 @@ def shap(problem: Problem) -> Calls:
 
     if problem.own:
         raise Cannot("one set of references for all rows")
-    explainer = DeepExplainer(frozen(problem.twin()), problem.references)
+    explainer = DeepExplainer(frozen(problem.twin(), problem), problem.references)
 
     def call() -> Any:
         values = explainer.shap_values(problem.rows, check_additivity=False)
@@ -117,7 +117,7 @@ def tangermeme(problem: Problem) -> Calls:
         model = WrittenOutLstm(layers, times)
     else:
         model = TWINS[problem.network](layers, BilinearOp)
-    model = frozen(Reshaped(model, shape))
+    model = frozen(Reshaped(model, shape), problem)
     rows, references = (
         values.reshape(len(values), shape[0], -1)
         for values in (problem.rows, problem.references)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tools import TOOLS, Problem
+from tools import TOOLS, Problem, frozen
 from twins import CHANNELS_FIRST
 
 PACKAGES = ("torch", "captum", "shap", "tangermeme")
@@ -44,7 +44,7 @@ class Worker:
 
         problem = Problem(network, weights, tensor(rows), tensor(references), own)
         with torch.no_grad():
-            outputs = problem.twin().eval()(problem.rows)[:, 0]
+            outputs = frozen(problem.twin(), problem)(problem.rows)[:, 0]
         calls = TOOLS[tool](problem)
         contributions = calls[max(calls)]().numpy()  # the first call is the slowest
         taken = {n: timed(call)[0] for n, call in calls.items() if len(calls) > 1}
