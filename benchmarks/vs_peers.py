@@ -28,13 +28,14 @@ REST = 5e-3  # seconds between the two sides, so that idle threads fall asleep
 ROUNDS = 4, 20
 WORKER = Path(__file__).parent / "peers" / "worker.py"
 
-LSTM = "`nn.LSTM` is one module, which gets the plain gradient"
-PRODUCTS = "products of attention and layer normalisation get the plain gradient"
+LSTM = "nn.LSTM is one module and gets the plain gradient"
+PRODUCTS = "the products of attention and layer normalisation get the plain gradient"
 REASONS = {
     ("captum", "lstm"): LSTM,
     ("shap", "lstm"): LSTM,
-    ("captum", "transformer"): f"{PRODUCTS}, GELU too; softmax is averaged over",
-    ("shap", "transformer"): f"{PRODUCTS}; softmax is taken elementwise",
+    ("captum", "transformer"): f"{PRODUCTS}, and so does nn.GELU; the rule of "
+    "nn.Softmax subtracts a mean over all rows",
+    ("shap", "transformer"): f"{PRODUCTS}; nn.Softmax is taken for elementwise",
 }
 
 

@@ -93,7 +93,7 @@ def shap(problem: Problem) -> Calls:
     from shap import DeepExplainer
 
     if problem.own:
-        raise Cannot("one set of references for all rows")
+        raise Cannot("takes one set of references for all rows")
     explainer = DeepExplainer(frozen(problem.twin(), problem), problem.references)
 
     def call() -> Any:
