@@ -52,9 +52,13 @@ class Tools:
 
 
 @pytest.fixture(scope="module")
-def results(vs_peers):
+def net(vs_peers):
     networks = sys.modules["networks"]
-    net = networks.build("mlp", networks.MLP(1, 8), (5,), 4)
+    return networks.build("mlp", networks.MLP(1, 8), (5,), 4)
+
+
+@pytest.fixture(scope="module")
+def results(vs_peers, net):
     tasks = [
         vs_peers.Task(net, case) for case in vs_peers.CASES if case.rules == "RESCALE"
     ]
@@ -68,6 +72,18 @@ def test_a_tool_is_the_same_if_its_contributions_are(vs_peers, results):
         wrong, _, right = rows
         assert right["gap"] < 1e-5 < wrong["gap"]
         assert right["our_gap"] < 1e-5
+
+
+def test_rounding_may_decide_a_row_but_not_most(vs_peers, net):
+    task = vs_peers.Task(net, vs_peers.CASES[0])
+    tools = Tools(vs_peers, task)
+    ours = tools.contributions["tangermeme"]
+    for moved, same in ((1, True), (3, False)):  # they still add up
+        sign = np.array([1, -1, 0, 0, 0], ours.dtype)
+        others = np.arange(4)[:, None] < moved
+        tools.contributions["tangermeme"] = ours + others * sign
+        *_, row = vs_peers.measure(task, tools, 0)
+        assert vs_peers.same(row) == same and row["our_rounding"] > 0.1
 
 
 def test_only_the_same_numbers_compete(vs_peers, results):
@@ -85,9 +101,7 @@ def test_notes_say_why(vs_peers, results):
     assert shap.endswith("LayerError: no such layer")
 
 
-def test_another_network_is_an_error(vs_peers, results):
-    networks = sys.modules["networks"]
-    net = networks.build("mlp", networks.MLP(1, 8), (5,), 4)
+def test_another_network_is_an_error(vs_peers, net):
     task = vs_peers.Task(net, vs_peers.CASES[0])
     tools = Tools(vs_peers, task)
     tools.outputs = tools.outputs + 1
