@@ -58,9 +58,12 @@ class Peers:
         self.process.wait()
 
     def ask(self, request: str, *arguments: Any) -> Any:
-        pickle.dump((request, arguments), self.process.stdin)
-        self.process.stdin.flush()
-        done, answer = pickle.load(self.process.stdout)
+        try:
+            pickle.dump((request, arguments), self.process.stdin)
+            self.process.stdin.flush()
+            done, answer = pickle.load(self.process.stdout)
+        except (EOFError, BrokenPipeError):
+            raise RuntimeError("the worker has ended: see its messages above") from None
         if not done:
             raise PeerError(answer)
         return answer

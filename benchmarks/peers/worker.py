@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tools import TOOLS, Problem, frozen
+from tools import TOOLS, Cannot, Problem, frozen
 from twins import CHANNELS_FIRST
 
 PACKAGES = ("torch", "captum", "shap", "tangermeme")
@@ -61,6 +61,8 @@ class Worker:
 
 def phrase(error: Exception) -> str:
     """The kind of an error and the first line of its message."""
+    if isinstance(error, Cannot):
+        return str(error)
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:120]}"
 
