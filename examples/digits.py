@@ -312,7 +312,9 @@ def arguments(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="digits.png", help="where the figure goes")
     parser.add_argument("--epochs", type=int, help="default: 30, with --mnist 3")
-    parser.add_argument("--fast", action="store_true", help="a short run for tests")
+    parser.add_argument(
+        "--fast", "--short", action="store_true", help="a short run for tests"
+    )
     parser.add_argument("--mnist", metavar="DIRECTORY", help="of the four IDX files")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)

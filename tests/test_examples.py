@@ -2,6 +2,7 @@
 
 import gzip
 import importlib.util
+import itertools
 import os
 import pathlib
 import re
@@ -10,19 +11,40 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = ROOT / "examples" / "digits.py"
+PICTURES = ROOT / "docs" / "pictures"
+
+# What else each of the short examples prints, and how many explanations it checks.
+SHORT = {
+    "dna_motifs": (r"a base of GATA1 contributes [+-]\d\.\d{3}$", 8),
+    "equinox_residual": (r"^RevealCancel +\d\.\de-\d\d +[+-]\d+\.\d\d$", 16),
+    "lstm_series": (r"^\d+% of what contributes lies in the 9 of 60 steps", 8),
+    "nnx_transformer": (r"the [+-].*  not [+-]\d+\.\d  good [+-]\d+\.\d$", 6),
+    "tabular_shap": (r"is \d+\.\d\d points off exact Shapley values", 111),
+}
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_example", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def digits():
-    spec = importlib.util.spec_from_file_location("digits_example", DIGITS)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(DIGITS)
+
+
+@pytest.fixture
+def common(monkeypatch):
+    monkeypatch.syspath_prepend(DIGITS.parent)
+    return importlib.import_module("common")
 
 
 @pytest.fixture(autouse=True)
@@ -163,3 +185,78 @@ def test_read_idx_rejects(digits, tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         digits.read_idx(path)
+
+
+# The short examples, and what they have in common.
+
+
+def test_every_example_is_tested_and_in_the_gallery():
+    examples = {path.stem for path in DIGITS.parent.glob("*.py")} - {"common"}
+    assert examples == {"digits", *SHORT}
+    gallery = (ROOT / "docs" / "plots.md").read_text()
+    for name in SHORT:
+        assert f"](pictures/{name}.png)" in gallery
+        assert_is_png(PICTURES / f"{name}.png")
+    for picture in re.findall(r"\]\((\w+/\w+\.png)\)", gallery):
+        assert (ROOT / "docs" / picture).stat().st_size < 120_000
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_short_example(name, common, tmp_path, monkeypatch, capsys):
+    if name == "dna_motifs":
+        pytest.importorskip("logomaker")
+    example = load(DIGITS.with_name(f"{name}.py"))
+    judged = []
+    # What `verdict` says is what the example says.
+    monkeypatch.setattr(example, "verdict", lambda gaps: judged.append(gaps) or 17)
+    out = tmp_path / "figure.png"
+    assert example.main(["--short", "--out", str(out)]) == 17
+    assert_is_png(out)
+    printed, count = SHORT[name]
+    assert re.search(printed, capsys.readouterr().out, re.M)
+    (gaps,) = judged
+    assert np.size(gaps) == count
+    assert np.max(gaps) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "gaps, status", [([0, 1e-5], 0), ([0, 2e-5], 1), ([np.nan], 1)]
+)
+def test_verdict(common, gaps, status, capsys):
+    assert common.verdict(gaps) == status
+    assert ("do not add up" in capsys.readouterr().out) == bool(status)
+
+
+def test_common_completeness_gap(common):
+    contributions = np.ones((2, 2, 2), np.float32)
+    gap = common.completeness_gap(contributions, np.array([4.0, 0.5]), 0.0)
+    np.testing.assert_allclose(gap, [0, 3.5])
+
+
+def test_judgement_heeds_negations(common):
+    judgement = load(DIGITS.with_name("nnx_transformer.py")).judgement
+    for text, total in [
+        ("the film was good", 1),
+        ("the film was not good", -1),
+        ("the film never felt boring and the plot was flat", 0),
+        ("the film was not _ and the plot was not bad", 1),
+        ("_ _ _ _", 0),
+    ]:
+        assert judgement(text.split()) == total, text
+
+
+def test_shapley_values_are_those_of_all_orders(common):
+    """Of a product: brute force over the orders in which the factors become known."""
+    shapley_values = load(DIGITS.with_name("tabular_shap.py")).shapley_values
+    draw = np.random.default_rng(0)
+    xs, references = (np.float32(draw.normal(size=(k, 4))) for k in (2, 3))
+    f = lambda x: jnp.prod(x, axis=-1)
+    expected = np.zeros((2, 4))
+    orders = list(itertools.permutations(range(4)))
+    for (row, x), order in itertools.product(enumerate(xs), orders):
+        mixed = references.copy()
+        for k in order:
+            before = np.prod(mixed, -1).mean()
+            mixed[:, k] = x[k]
+            expected[row, k] += (np.prod(mixed, -1).mean() - before) / len(orders)
+    np.testing.assert_allclose(shapley_values(f, xs, references), expected, atol=1e-6)
