@@ -13,7 +13,6 @@ import sys
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from common import completeness_gap, fit, options, verdict
@@ -59,12 +58,6 @@ class Net(nn.Module):
         return nn.Dense(1)(x)[..., 0]
 
 
-def shuffled(key, sequence):
-    """References `(SHUFFLES, length, 4)`: the sequence's own bases in random orders."""
-    shuffle = lambda key: jax.random.permutation(key, sequence)
-    return jax.vmap(shuffle)(jax.random.split(key, SHUFFLES))
-
-
 def draw(path, contributions, where):
     """A logo for each sequence, with its planted motifs shaded."""
     figure = Figure(figsize=(11, 2 * len(contributions)), dpi=80, layout="constrained")
@@ -108,7 +101,8 @@ def main(argv=None):
 
     rows = np.flatnonzero(test_y)[: 8 if arguments.short else 100]
     keys = jax.random.split(jax.random.key(arguments.seed), len(rows))
-    references = jax.jit(jax.vmap(shuffled))(keys, jnp.asarray(test_x[rows]))
+    shuffle = lambda key, x: jaxlift.references.shuffle_positions(key, x, SHUFFLES)
+    references = jax.jit(jax.vmap(shuffle))(keys, test_x[rows])
     with jax.default_matmul_precision("highest"):  # float32 on accelerators too
         outputs = np.asarray(f(test_x))
         expected = jax.vmap(f)(references).mean(-1)
