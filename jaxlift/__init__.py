@@ -2,7 +2,9 @@
 
 from jaxlift import layers as layers
 from jaxlift import methods as methods
+from jaxlift import metrics as metrics
 from jaxlift import perturbation as perturbation
+from jaxlift import plots as plots
 from jaxlift import references as references
 from jaxlift import targets as targets
 from jaxlift._arguments import ReferenceMismatchError as ReferenceMismatchError
