@@ -360,7 +360,7 @@ def test_jit_and_vmap(name):
     close(jax.jit(jax.vmap(explain, (0, None)))(xs, reference), np.stack(rows))
 
 
-@pytest.mark.parametrize("name", CALLS.keys() - {"grad_cam", "guided_grad_cam"})
+@pytest.mark.parametrize("name", [k for k in CALLS if "cam" not in k])
 def test_trees_are_explained_like_one_array(name):
     method, _ = CALLS[name]
     parts = lambda v: ({"u": v[..., :1]}, v[..., 1:])
