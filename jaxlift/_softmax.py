@@ -65,54 +65,54 @@ def _decay(a, b):
     return DIFFERENCES[P.exp_p][0](jnp.where(a == b, 0, -abs(a - b)), jnp.zeros_like(a))
 
 
+class _Point:
+    """One of the two points: `terms = factors e^(x - own)`, `own` its largest x."""
+
+    def __init__(self, x: Any, axes: Any, factors: Any):
+        present = x if factors is None else jnp.where(factors != 0, x, -jnp.inf)
+        top = present.max(axes, keepdims=True)
+        self.own = jnp.where(jnp.isfinite(top), top, 0)
+        # The largest is 0 exactly: a compiler may contract the product that made a
+        # logit with this subtraction, and leave the rounding of the logit there.
+        shifted = jnp.where(x == self.own, 0, x - self.own)
+        self.powers = self.terms = jnp.exp(shifted)
+        if factors is not None:
+            self.terms = jnp.where(factors != 0, factors * self.powers, 0)
+        self.sum = self.terms.sum(axes, keepdims=True)
+        self.log_sum = jnp.log(abs(self.sum))
+        self.log_p = shifted - self.log_sum
+
+
 class _LogSumExp:
     """`log |sum(factors * exp(operand))|` at both points, and its multipliers `M`."""
 
     def __init__(self, powers: Powers):
-        pair, self.axes, factors = pair_of(powers.operand), powers.axes, powers.factors
-
-        def finite_max(v):
-            top = v.max(self.axes, keepdims=True)
-            return jnp.where(jnp.isfinite(top), top, 0)
-
-        def total(v):
-            """`log |sum|` and the sign of the sum."""
-            return jax.nn.logsumexp(
-                v, self.axes, b=factors, keepdims=True, return_sign=True
-            )
-
-        self.pair = pair
-        self.x, self.r = (wide(v) for v in pair.ends)
+        self.pair, self.axes = pair_of(powers.operand), powers.axes
+        self.x, self.r = (wide(v) for v in self.pair.ends)
         # Values and probabilities are each point's own ...
-        own, own0 = finite_max(self.x), finite_max(self.r)
-        # The largest is 0 exactly: a compiler may contract the product that made a
-        # logit with this subtraction, and leave the rounding of the logit there.
-        x = jnp.where(self.x == own, 0, self.x - own)
-        r = jnp.where(self.r == own0, 0, self.r - own0)
-        (log_s, self.sign), (log_s0, _) = total(x), total(r)
-        self.value, self.reference = log_s + own, log_s0 + own0
-        self.log_p, self.log_p0 = x - log_s, r - log_s0
+        points = [_Point(v, self.axes, powers.factors) for v in (self.x, self.r)]
+        self.point, self.point0 = points
         # ... multipliers those of both points shifted by their common maximum: a
         # large logit would leave its rounding in the exponents.
-        shift = finite_max(jnp.maximum(self.x, self.r))
-        own, own0 = own - shift, own0 - shift
-        self.log_s, self.log_s0 = log_s + own, log_s0 + own0
-        top = jnp.maximum(self.log_s, self.log_s0)
-        self.top = jnp.where(top == -jnp.inf, 0, top)
-        self.factors = 1.0 if factors is None else factors * self.sign
-        self.spread = _decay(self.log_s, self.log_s0)
+        shift = jnp.maximum(self.point.own, self.point0.own)
+        own, own0 = (p.own - shift for p in points)
+        log_s, log_s0 = self.point.log_sum + own, self.point0.log_sum + own0
+        top = jnp.maximum(log_s, log_s0)
+        top = jnp.where(top == -jnp.inf, 0, top)
+        sign = 1.0 if powers.factors is None else jnp.sign(self.point.sum)
+        density = sign / _decay(log_s, log_s0)
+        self.unit, self.unit0 = (density * jnp.exp(v - top) for v in (own, own0))
         # D_exp, of exponentials of one point each.
-        power = jnp.exp(x) * (0.5 * jnp.exp(own - self.top))
-        power += jnp.exp(r) * (0.5 * jnp.exp(own0 - self.top))
-        power *= _mean_exp(self.x, self.r)
-        self.weights = self.factors * power / self.spread
+        mean = 0.5 * self.unit * self.point.terms
+        mean += 0.5 * self.unit0 * self.point0.terms
+        self.weights = mean * _mean_exp(self.x, self.r)
 
     def alone(self) -> Pair:
         """logsumexp, the axes kept with size 1."""
         dtype, axes = self.pair.r.dtype, self.axes
+        values = (p.log_sum + p.own for p in (self.point, self.point0))
         return secant(
-            self.value.astype(dtype),
-            self.reference.astype(dtype),
+            *(value.astype(dtype) for value in values),
             (lambda w, t: (w * t).sum(axes, keepdims=True), self.weights, self.pair),
         )
 
@@ -124,30 +124,25 @@ class _LogSumExp:
         `(1 - M_i) (x_i - r_i) = l_i - l0_i + (L - L0) - M_i (x_i - r_i)`, and the
         last two terms are `(S (1 - p_i) - S0 (1 - p0_i)) D_log(S, S0)`.
         """
-        difference = self.x - self.r
+        point, point0, difference = self.point, self.point0, self.x - self.r
         close = (self.weights > 0.5) & (abs(difference) >= 1)
-
-        def others(log_s, l):
-            """S without the power of each element itself, over e^top."""
-            plain = isinstance(self.factors, float)
-            return jnp.exp(log_s - self.top) * (
-                -jnp.expm1(l) if plain else 1 - self.factors * jnp.exp(l)
-            )
-
-        l, l0 = self.log_p, self.log_p0
-        rest = others(self.log_s, l) - others(self.log_s0, l0)
-        total = rest / self.spread + l - l0
+        rest = self.unit * (point.sum - point.terms)
+        rest -= self.unit0 * (point0.sum - point0.terms)
+        total = rest + point.log_p - point0.log_p
         exact = total / jnp.where(close, difference, 1)
         return jnp.where(close, exact, 1 - self.weights)
 
     def log_softmax(self) -> Pair:
         """`operand - logsumexp(operand)`."""
-        return self._step(self.log_p, self.log_p0, 1.0, self.pair.r.dtype)
+        dtype = self.pair.r.dtype
+        return self._step(self.point.log_p, self.point0.log_p, 1.0, dtype)
 
     def softmax(self, dtype: Any) -> Pair:
         """`exp(log_softmax(operand))`."""
-        slope = DIFFERENCES[P.exp_p][0](self.log_p, self.log_p0)
-        return self._step(jnp.exp(self.log_p), jnp.exp(self.log_p0), slope, dtype)
+        point, point0 = self.point, self.point0
+        value, reference = (p.powers / p.sum for p in (point, point0))
+        slope = 0.5 * (value + reference) * _mean_exp(point.log_p, point0.log_p)
+        return self._step(value, reference, slope, dtype)
 
     def _step(self, value: Any, reference: Any, slope: Any, dtype: Any) -> Pair:
         """`slope_i ((1 - M_i) t_i - sum over the others of M_j t_j)`."""
