@@ -5,7 +5,7 @@ Their tables are edits of GRADIENT, the ordinary derivative at the input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from jaxlift._rules import AFFINE, extend, gradient, one_root, select
 from jaxlift._values import (
     Array,
     Pair,
+    Piece,
     Slope,
     Varying,
     attach,
@@ -84,13 +85,13 @@ class _Ratio(Pair):
 
     intervals = ((0, 0),)
 
-    def close(self, values: Sequence[Array], slopes: Sequence[Slope]) -> Pair:
+    def close(self, piece: Piece) -> Pair:
         """`F(z) / z`; the derivative where z is 0."""
-        value, z = values[0], self.value
+        value, z = piece.values[0], self.value
         if is_discrete(value):
-            return still(*values)
-        slope = _ratio(value, z, slopes[0])
-        return secant(*values, (scale, slope, Pair(self.x, self.r)))
+            return still(*piece.values)
+        slope = _ratio(value, z, piece.best_slope(0))
+        return secant(*piece.values, (scale, slope, Pair(self.x, self.r)))
 
 
 def _ratio(value: Array, z: Array, at_zero: Slope) -> Array:

@@ -102,6 +102,7 @@ def _own_slopes(step: Step, operands: Sequence, outputs: Sequence[Piece]) -> lis
     players = [k for k, o in enumerate(pieces) if isinstance(o, Piece)]
     root = outputs[0].root
 
+    @functools.cache
     def own(k):
         """Where the inputs coincide, and the derivative along the root there."""
         i, j = root.intervals[k]
@@ -120,22 +121,15 @@ def _own_slopes(step: Step, operands: Sequence, outputs: Sequence[Piece]) -> lis
         same = [u == v for u, v in zip(primals, before, strict=True)]
         return functools.reduce(jnp.logical_and, same), derivatives
 
-    owned = [own(k) for k in range(len(root.intervals))]
+    def with_own(n, output):
+        def slope(k):
+            same, derivatives = own(k)
+            return jnp.where(same, derivatives[n], output.slope(k))
 
-    def slope(output, n, k):
-        same, derivatives = owned[k]
-        if is_discrete(output.values[0]):
-            return None
-        return jnp.where(same, derivatives[n], output.slope(k))
+        difference = None if is_discrete(output.values[0]) else slope
+        return output.extended(output.values, difference, output.order, output.traits)
 
-    return [
-        output.extended(
-            output.values,
-            [slope(output, n, k) for k in range(len(root.intervals))],
-            output.order,
-        )
-        for n, output in enumerate(outputs)
-    ]
+    return [with_own(n, output) for n, output in enumerate(outputs)]
 
 
 def _own_derivative(step: Step, operands: Sequence) -> list:

@@ -30,6 +30,7 @@ from jaxlift._rules import bilinear
 from jaxlift._values import (
     Array,
     Pair,
+    Piece,
     Slope,
     add,
     at_reference,
@@ -113,21 +114,16 @@ class Split(Pair):
         pos, neg = self.parts
         return self.value, self.r, self.r + pos, self.r + neg
 
-    def close(self, values: Sequence[Array], slopes: Sequence[Slope]) -> Pair:
+    def close(self, piece: Piece) -> Pair:
         """An activation: the Shapley values of the two parts (paper, section 3.5.3).
 
         `m_pos = ½ [D(r+p, r) + D(r+p+n, r+n)]`,
-        `m_neg = ½ [D(r+n, r) + D(r+p+n, r+p)]`.
+        `m_neg = ½ [D(r+n, r) + D(r+p+n, r+p)]`:
 
-        Where the function is not finite at `r+p` or `r+n` (a variance there may be
-        negative, an exponent too large) both parts get the slope of the whole way.
+        means over the two orders in which the parts may move, `up` or `down` first.
         """
-        up = 0.5 * (slopes[0] + slopes[1])
-        down = 0.5 * (slopes[2] + slopes[3])
-        if not isinstance(up + down, float):
-            defined = jnp.isfinite(up) & jnp.isfinite(down)
-            up, down = (jnp.where(defined, m, slopes[4]) for m in (up, down))
-        value, reference = values[:2]
+        up, down = _over_orders(piece)
+        value, reference = piece.values[:2]
         if is_discrete(value):
             carrier = jnp.asarray(value, self.pos.dtype)
             weights = Partial(_weighted_sum, up, down)
@@ -135,11 +131,20 @@ class Split(Pair):
                 value, reference, attach(carrier, weights, (self.pos, self.neg))
             )
         up, down = narrow(up, value), narrow(down, value)
-        return Split(
-            value,
-            reference,
-            *_sided(value, [(scale, up, self.pos)], [(scale, down, self.neg)]),
-        )
+        if "increasing" in piece.traits or isinstance(up, float) and up >= 0:
+            parts = scale(up, self.pos), scale(down, self.neg)
+            return Split(value, reference, *(v.astype(value.dtype) for v in parts))
+        impacts = [s * part for s, part in zip((up, down), self.parts, strict=True)]
+
+        def part(sign, kept, crossing):
+            """Of the impacts and of the slopes those that belong to one part."""
+            size = add(*(sign(impact, 0).astype(value.dtype) for impact in impacts))
+            tangent_map = Partial(_weighted_sum, kept, crossing)
+            return attach(size, tangent_map, (self.pos, self.neg))
+
+        pos = part(jnp.maximum, jnp.maximum(up, 0), jnp.minimum(down, 0))
+        neg = part(jnp.minimum, jnp.minimum(up, 0), jnp.maximum(down, 0))
+        return Split(value, reference, pos, neg)
 
     @classmethod
     def secant(cls, value: Array, reference: Array, terms: Sequence[tuple]) -> Pair:
@@ -183,6 +188,34 @@ class Split(Pair):
         if not step.primitive.multiple_results:
             return cls(*sides)
         return [cls(*rows) for rows in zip(*sides, strict=True)]
+
+
+def _over_orders(piece: Piece) -> tuple[Slope, Slope]:
+    """The slopes over either part, each the mean over the orders that are defined.
+
+    The value halfway may not be finite (a variance may be negative there, an exponent
+    too large). Where neither order is defined, both parts get the slope of the whole
+    way. The mean is a quotient on purpose: what ends in a division XLA keeps for the
+    way back, what ends in a sum it would evaluate again, from all that it consists of.
+    """
+    up, up_last, down, down_last = map(piece.best_slope, range(4))
+    if isinstance(up, float):
+        return up, down
+    ways = [(up, down_last), (up_last, down)]
+    if "bounded" in piece.traits:
+        defined = [jnp.isfinite(halfway) for halfway in piece.values[2:]]
+    else:
+        defined = [jnp.isfinite(sum(way)) for way in ways]
+        ways.append((piece.best_slope(4),) * 2)
+        defined.append(~(defined[0] | defined[1]))
+    count = sum(ok.astype(jnp.result_type(up)) for ok in defined)
+
+    def mean(slopes):
+        rows = zip(defined, slopes, strict=True)
+        return sum(jnp.where(ok, slope, 0) for ok, slope in rows) / count
+
+    up, down = map(mean, zip(*ways, strict=True))
+    return up, down
 
 
 def _weighted_sum(up: Slope, down: Slope, *tangents: Array) -> Array:

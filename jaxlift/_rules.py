@@ -25,6 +25,7 @@ from jaxlift._values import (
     Pair,
     Piece,
     Varying,
+    add,
     at_input,
     at_reference,
     attach,
@@ -191,6 +192,12 @@ COMPARISONS = frozenset((P.eq_p, P.ne_p, P.lt_p, P.le_p, P.gt_p, P.ge_p))
 LINEAR = frozenset((P.add_p, P.sub_p, P.add_jaxvals_p, P.convert_element_type_p))
 SUMS = frozenset(existing("polynomial"))
 AFFINE = LINEAR | {P.neg_p, P.mul_p, P.div_p, P.copy_p, P.reduce_precision_p}
+_BOTH = {P.add_p, P.add_jaxvals_p, P.convert_element_type_p, P.copy_p, P.max_p, P.min_p}
+_BOTH |= {P.clamp_p, P.tanh_p, P.logistic_p, P.erf_p, P.atan_p, P.asinh_p}
+TRAITS = {  # what is known of a primitive's slopes, in each of its operands
+    "bounded": _BOTH | {P.sub_p, P.neg_p, P.abs_p, P.erfc_p, P.sin_p, P.cos_p},
+    "increasing": _BOTH | {P.exp_p, P.expm1_p, P.log_p, P.log1p_p, P.sqrt_p},
+}
 
 
 @lazy
@@ -277,22 +284,22 @@ def extend(step: Step, operands: Sequence) -> Piece:
     values = [step.bind(*at(n)) for n in range(len(first.points))]
     order = max(pieces[k].order for k in players)
     if step.primitive in STEPS or is_discrete(values[0]):
-        return first.extended(values, [None] * len(root.intervals), order)
+        return first.extended(values, None, order)
 
     def slope(k):
         a, b = ([_wide(v) for v in at(n)] for n in root.intervals[k])
         partial = [shapley(step, player, a, b, players) for player in players]
         inner = [pieces[player].slope(k) for player in players]
-        return sum(scale(d, f) for d, f in zip(partial, inner, strict=True))
+        return add(*(scale(d, f) for d, f in zip(partial, inner, strict=True)))
 
-    if (
-        step.primitive not in AFFINE
-        or len(players) > 1
-        or players[-1] > 0
-        and (step.primitive is P.div_p)
-    ):
+    affine = step.primitive in AFFINE and len(players) == 1
+    affine = affine and not (step.primitive is P.div_p and players[0] > 0)
+    if not affine:
         order = 2 if order or len(players) > 1 else 1
-    return first.extended(values, [slope(k) for k in range(len(root.intervals))], order)
+    known = {trait for trait, those in TRAITS.items() if step.primitive in those}
+    known |= {"bounded"} if affine else set()
+    traits = frozenset(known).intersection(*(pieces[k].traits for k in players))
+    return first.extended(values, slope, order, traits)
 
 
 def _wide(value: Any) -> Any:
@@ -352,7 +359,7 @@ def _compare(step: Step, u: Any, v: Any) -> Piece:
     )
     root = Pair(at_input(du) - at_input(dv), at_reference(du) - at_reference(dv))
     values = [step.bind(stopped(u), stopped(v)), step.bind(u.r, v.r)]
-    return Piece.identity(root).extended(values, [None], 0)
+    return Piece.identity(root).extended(values, None, 0)
 
 
 def _players(step: Step, operands: Sequence) -> Pair:
@@ -414,7 +421,7 @@ def _select_piece(step: Step, predicate: Any, cases: Sequence) -> Piece:
     values = [step.bind(*at(n)) for n in range(len(first.points))]
     order = max(max(piece.order for piece in pieces), 1)
     if is_discrete(values[0]):
-        return first.extended(values, [None] * len(root.intervals), order)
+        return first.extended(values, None, order)
     dtype = wide(values[0]).dtype
 
     def slope(k):
@@ -425,10 +432,11 @@ def _select_piece(step: Step, predicate: Any, cases: Sequence) -> Piece:
         chosen = step.bind(which, *inner)
         if not isinstance(operands[0], Piece):
             return chosen
-        crossing = first.extended(values, [None] * len(root.intervals), 0).slope(k)
+        crossing = first.extended(values, None, 0).slope(k)
         return jnp.where(which == before, chosen, crossing)
 
-    return first.extended(values, [slope(k) for k in range(len(root.intervals))], order)
+    traits = frozenset(["bounded"]).intersection(*(piece.traits for piece in pieces))
+    return first.extended(values, slope, order, traits)
 
 
 def choose(index: Pair, cases: Sequence, bind: Callable) -> Pair:

@@ -110,9 +110,10 @@ class _LogSumExp:
     def alone(self) -> Pair:
         """logsumexp, the axes kept with size 1."""
         dtype, axes = self.pair.r.dtype, self.axes
-        values = (p.log_sum + p.own for p in (self.point, self.point0))
+        value, reference = (p.log_sum + p.own for p in (self.point, self.point0))
         return secant(
-            *(value.astype(dtype) for value in values),
+            value.astype(dtype),
+            reference.astype(dtype),
             (lambda w, t: (w * t).sum(axes, keepdims=True), self.weights, self.pair),
         )
 
@@ -214,7 +215,7 @@ def freeze(step: Step, operand: Varying) -> Any:
     stop: it stays what it is, and range reduction by it is right at both points.
     """
     piece = piece_of(operand)
-    if all(slope is None for slope in piece.slopes):
+    if piece.difference is None:
         return operand
     x, r = piece.values[:2]
     larger = _is_maximum(step.context, operand)

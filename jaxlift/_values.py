@@ -103,9 +103,9 @@ class Pair(Varying):
         sources = (self.x, up, down)
         return Pair(attach(self.value, Partial(add), sources), self.r)
 
-    def close(self, values: Sequence[Array], slopes: Sequence[Slope]) -> Pair:
-        """The function of this pair with these values and slopes, as a pair."""
-        return secant(*values, (scale, slopes[0], self))
+    def close(self, piece: Piece) -> Pair:
+        """A function of this pair, as a pair."""
+        return secant(*piece.values, (scale, piece.best_slope(0), self))
 
     @classmethod
     def of(cls, pair: Pair) -> Pair:
@@ -190,12 +190,15 @@ def add(*tangents: Array) -> Array:
 
 
 def scale(slope: Slope, tangent: Array) -> Array:
-    """`slope * tangent`, nothing at all where the slope is the number 1."""
-    return tangent if isinstance(slope, float) and slope == 1.0 else slope * tangent
+    """`slope * tangent`, nothing at all where one of them is the number 1."""
+    for one, other in ((slope, tangent), (tangent, slope)):
+        if isinstance(one, float) and one == 1.0:
+            return other
+    return slope * tangent
 
 
 def _total(maps: Sequence[Callable], weights: Sequence[Any], *tangents: Array) -> Array:
-    return sum(m(w, t) for m, w, t in zip(maps, weights, tangents, strict=True))
+    return add(*(m(w, t) for m, w, t in zip(maps, weights, tangents, strict=True)))
 
 
 def secant(value: Array, reference: Array, *terms: tuple[Callable, Any, Pair]) -> Pair:
@@ -225,12 +228,14 @@ def narrow(weight: Any, value: Array) -> Any:
 class Piece(Varying):
     """An elementwise function of one pair, its `root`: an activation, or a part of one.
 
-    `values` holds the function at each of the root's points; `slopes` its divided
-    difference over each of the root's intervals, None where the function is discrete
-    (a comparison, a rounding), whose slope is the quotient of its exact values.
-    `order` is 0 for an affine function, 1 for one non-linear primitive of such, 2 for
-    what is composed of several. (Reps and Rall 2003, computational divided
-    differencing: values and differences are carried together, as duals are.)
+    `values` holds the function at each of the root's points; `difference(k)` is its
+    divided difference over the root's interval `k`, evaluated when it is asked for, and
+    None where the function is discrete (a comparison, a rounding), whose slope is the
+    quotient of its exact values. `order` is 0 for an affine function, 1 for one
+    non-linear primitive of such, 2 for what is composed of several. `traits` is what
+    is known of its slopes: `"bounded"`, so that it is finite wherever its root is,
+    `"increasing"`. (Reps and Rall 2003, computational divided differencing: values and
+    differences are carried together, as duals are.)
     """
 
     def __init__(
@@ -238,30 +243,39 @@ class Piece(Varying):
         root: Pair,
         points: Sequence[Array],
         values: Sequence[Array],
-        slopes: Sequence[Slope],
+        difference: Callable[[int], Slope] | None,
         order: int,
+        traits: frozenset[str] = frozenset(),
     ):
         self.root, self.points, self.values = root, points, values
-        self.slopes, self.order = slopes, order
+        self.difference = difference and functools.cache(difference)
+        self.order, self.traits = order, traits
 
     @classmethod
     def identity(cls, root: Pair) -> Piece:
         """The function that returns its root."""
         points = root.points
-        return cls(root, points, points, [1.0] * len(root.intervals), 0)
+        traits = frozenset(("bounded", "increasing"))
+        return cls(root, points, points, lambda k: 1.0, 0, traits)
 
-    def extended(self, values: Sequence, slopes: Sequence[Slope], order: int) -> Piece:
+    def extended(
+        self,
+        values: Sequence,
+        difference: Callable[[int], Slope] | None,
+        order: int,
+        traits: frozenset[str] = frozenset(),
+    ) -> Piece:
         """Another function of the same root."""
-        return Piece(self.root, self.points, values, slopes, order)
+        return Piece(self.root, self.points, values, difference, order, traits)
 
     def slope(self, k: int) -> Slope:
         """The divided difference over the root's interval `k`, as a number."""
+        if self.difference is not None:
+            return self.difference(k)
         i, j = self.root.intervals[k]
         a, b = (wide(number(self.points[n])) for n in (i, j))
-        fa, fb = self.values[i], self.values[j]
-        if self.slopes[k] is None:
-            return quotient(number(fa), number(fb), a, b, 0.0)
-        return self.slopes[k]
+        fa, fb = (number(self.values[n]) for n in (i, j))
+        return quotient(fa, fb, a, b, 0.0)
 
     def best_slope(self, k: int) -> Slope:
         """The slope for good: the plain quotient where it is well conditioned.
@@ -291,8 +305,7 @@ class Piece(Varying):
     @functools.cached_property
     def pair(self) -> Pair:
         """This function as a pair."""
-        slopes = [self.best_slope(k) for k in range(len(self.root.intervals))]
-        return self.root.close(self.values, slopes)
+        return self.root.close(self)
 
 
 def settle(operand: Any) -> Any:

@@ -43,6 +43,33 @@ def test_saturation_and_threshold(rules):
         np.testing.assert_allclose(c, [expected], atol=1e-5)
 
 
+# Halfway `1 + z` is negative if the second input moves first; `1 - z^2` on both ways.
+ORDERS = {
+    "both": (lambda z: jnp.sqrt(5 + z), lambda g, p, n: _two_orders(g, p, n)),
+    "up_first": (
+        lambda z: jnp.sqrt(1 + z),
+        lambda g, p, n: (g(p) - g(0.0), g(p + n) - g(p)),
+    ),
+    "neither": (
+        lambda z: jnp.sqrt(1 - z * z),
+        lambda g, p, n: (g(p + n) - g(0.0)) / (p + n) * np.array([p, n]),
+    ),
+}
+
+
+def _two_orders(g, p, n):
+    up = (g(p) - g(0.0) + g(p + n) - g(n)) / 2
+    return up, g(p + n) - g(0.0) - up
+
+
+@pytest.mark.parametrize("activation, oracle", ORDERS.values(), ids=ORDERS)
+def test_mean_over_the_orders_that_are_defined(activation, oracle):
+    f = lambda i: activation(i @ jnp.array([[1.0], [-1.0]]))[0]
+    i = jnp.array([3.0, 2.5])
+    c = jaxlift.deeplift(f, rules=jaxlift.REVEAL_CANCEL)(i, 0.0)
+    np.testing.assert_allclose(c, oracle(activation, 3.0, -2.5), rtol=1e-5)
+
+
 def test_the_rules_in_matrices(x64):
     """Dense, relu, dense, tanh, dense, restated with masks and quotients."""
     w1 = jax.random.normal(KEYS[0], (5, 7))
