@@ -40,10 +40,9 @@ def quotient(fa, fb, a, b, at_equal):
     """`(fa - fb) / (a - b)`, and `at_equal` where `a == b`."""
     d = a - b
     equal = (a == b) | (d == 0)  # XLA flushes a denormal d to 0
-    half = jnp.isinf(d)  # huge opposite points
-    d = jnp.where(half, a / 2 - b / 2, d)
-    df = jnp.where(half, fa / 2 - fb / 2, fa - fb)
-    return jnp.where(equal, at_equal, df / jnp.where(equal, 1, d))
+    s = jnp.where(abs(d) == jnp.inf, 0.5, 1)  # huge opposite points
+    slope = (s * fa - s * fb) / jnp.where(equal, 1, s * a - s * b)
+    return jnp.where(equal, at_equal, slope)
 
 
 def _settle(fa, fb, a, b, near):
