@@ -99,8 +99,12 @@ class _LogSumExp:
         log_s, log_s0 = self.point.log_sum + own, self.point0.log_sum + own0
         top = jnp.maximum(log_s, log_s0)
         top = jnp.where(top == -jnp.inf, 0, top)
-        sign = 1.0 if powers.factors is None else jnp.sign(self.point.sum)
-        density = sign / _decay(log_s, log_s0)
+        density = 1 / _decay(log_s, log_s0)
+        if powers.factors is not None:  # of any sign, and so are the sums
+            s, s0 = (p.sum * jnp.exp(v - top) for p, v in zip(points, (own, own0)))
+            turned = jnp.sign(s) != jnp.sign(s0)
+            slope = (log_s - log_s0) / jnp.where(turned, s - s0, 1)
+            density = jnp.where(turned, slope, jnp.sign(s) * density)
         self.unit, self.unit0 = (density * jnp.exp(v - top) for v in (own, own0))
         # D_exp, of exponentials of one point each.
         mean = 0.5 * self.unit * self.point.terms

@@ -1191,3 +1191,9 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], Domain]] = {
     ),
 }
 """Functions that are refused by name."""
+_over(
+    reals(4),
+    logsumexp_of_either_sign=lambda x: nn.logsumexp(
+        x, b=np.array([1.0, -1.0, 0.5, -0.7]), return_sign=True
+    )[0],
+)
