@@ -101,7 +101,8 @@ class _LogSumExp:
         top = jnp.where(top == -jnp.inf, 0, top)
         density = 1 / _decay(log_s, log_s0)
         if powers.factors is not None:  # of any sign, and so are the sums
-            s, s0 = (p.sum * jnp.exp(v - top) for p, v in zip(points, (own, own0)))
+            s = self.point.sum * jnp.exp(own - top)
+            s0 = self.point0.sum * jnp.exp(own0 - top)
             turned = jnp.sign(s) != jnp.sign(s0)
             slope = (log_s - log_s0) / jnp.where(turned, s - s0, 1)
             density = jnp.where(turned, slope, jnp.sign(s) * density)

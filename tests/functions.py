@@ -1177,6 +1177,12 @@ _over(
 )
 
 # ------------------------------------------------------------------------ refused
+_over(
+    reals(4),
+    logsumexp_of_either_sign=lambda x: nn.logsumexp(
+        x, b=np.array([1.0, -1.0, 0.5, -0.7]), return_sign=True
+    )[0],
+)
 
 
 REFUSED: dict[str, tuple[Callable[[Any], Any], Domain]] = {
@@ -1191,9 +1197,3 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], Domain]] = {
     ),
 }
 """Functions that are refused by name."""
-_over(
-    reals(4),
-    logsumexp_of_either_sign=lambda x: nn.logsumexp(
-        x, b=np.array([1.0, -1.0, 0.5, -0.7]), return_sign=True
-    )[0],
-)
