@@ -52,6 +52,29 @@ def positions_of(numbers: Sequence[int], args: Sequence) -> tuple[int, ...]:
     return positions
 
 
+def called_with_reference(f: Callable) -> Callable:
+    """A decorator: the name and words of `f`, but not its signature."""
+
+    def named(explain):
+        explain = functools.wraps(f, updated=())(explain)
+        del explain.__wrapped__  # jit reads the number of arguments off it
+        return explain
+
+    return named
+
+
+def tag_names(at: Any) -> tuple[str, ...]:
+    """The names that `at=` asks for."""
+    names = () if at is None else (at,) if isinstance(at, str) else at
+    if not isinstance(names, (tuple, list)) or not all(
+        isinstance(name, str) for name in names
+    ):
+        raise TypeError(f"at must be a name or a tuple of names, not {at!r}")
+    if at is not None and not names:
+        raise ValueError("at is empty: name at least one tagged value")
+    return tuple(names)
+
+
 def split_reference(values: Sequence) -> tuple[tuple, Any]:
     if len(values) < 2:
         raise TypeError(
@@ -124,16 +147,30 @@ def _leaf_like(reference: Any, x: Any, name: str) -> Any:
             f"the reference of {name} has shape {jnp.shape(reference)}, which does not "
             f"broadcast to the shape {shape} of {name}"
         )
-    return jnp.broadcast_to(jnp.asarray(reference, dtype), shape)
+    reference = jnp.broadcast_to(jnp.asarray(reference, dtype), shape)
+    return _compat.varying_like(reference, x)
 
 
-def count_references(references: Tree) -> int:
+def count_references(references: Tree, args: Sequence, argnums: Any) -> int:
+    """R, every leaf of the references having the shape `(R, *leaf.shape)`."""
+    numbers = positions_of(numbers_of(argnums), args)
+    xs = tuple(args[n] for n in numbers)
+    xs = xs[0] if isinstance(argnums, (int, np.integer)) else xs
     counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(references)}
     if len(counts) != 1 or counts == {()}:
         raise ReferenceMismatchError(
             "every leaf of references needs the same leading axis of R references, "
             f"shape (R, *leaf.shape); got leading axes {sorted(counts)}"
         )
+    if jax.tree.structure(references) == jax.tree.structure(xs):
+        pairs = zip(jax.tree.leaves(references), jax.tree.leaves(xs), strict=True)
+        for leaf, x in pairs:
+            if jnp.ndim(leaf) != jnp.ndim(x) + 1:
+                raise ReferenceMismatchError(
+                    f"references of the shape {jnp.shape(leaf)} are no set for an "
+                    f"argument of shape {jnp.shape(x)}: (R, *{jnp.shape(x)}) is "
+                    "needed; reference[None] makes a set of one"
+                )
     ((count,),) = counts
     if count == 0:
         raise ValueError("references is empty: at least one reference is needed")
@@ -171,6 +208,15 @@ def output_array(output: Any) -> Any:
     return jnp.asarray(output)
 
 
+def scalar_output(y: Any) -> None:
+    if y.shape != ():
+        raise ValueError(
+            "the explained function must have a scalar output, not one of shape "
+            f"{y.shape}: choose one with target= (an index, or a function such as "
+            "jnp.sum)"
+        )
+
+
 def with_target(f: Callable, target: Target, has_aux: bool) -> Callable:
     """`f` followed by the choice of what to explain."""
     if target is None:
@@ -206,6 +252,49 @@ def _pick(index: tuple[int, ...], output: Any) -> Any:
             f"target {index} is out of range for an output of shape {shape}"
         )
     return output[index]
+
+
+def is_array(leaf: Any) -> bool:
+    return isinstance(leaf, (jax.Array, np.ndarray, np.generic))
+
+
+def arrays_of(tree: Tree) -> tuple[list, Callable]:
+    """The arrays among the leaves, and what puts others in their place."""
+    leaves, structure = jax.tree.flatten(tree)
+
+    def filled(arrays):
+        rest = iter(arrays)
+        values = [next(rest) if is_array(leaf) else leaf for leaf in leaves]
+        return jax.tree.unflatten(structure, values)
+
+    return list(filter(is_array, leaves)), filled
+
+
+def traced(f: Callable, args: Any, kwargs: Any) -> tuple[Any, Any, list]:
+    """The jaxpr of `f`, the shapes of its output, and its arrays.
+
+    Anything else among the arguments (a flag, a size, an activation) stays what it is.
+    """
+    arrays, filled = arrays_of((args, kwargs))
+
+    def flat(arrays):
+        args, kwargs = filled(arrays)
+        return f(*args, **kwargs)
+
+    try:
+        return *jax.make_jaxpr(flat, return_shape=True)(arrays), arrays
+    except Exception as error:
+        if type(error).__name__ == "TraceContextError":  # flax's own words are short
+            error.add_note(WRITES_STATE)
+        raise
+
+
+WRITES_STATE = """
+The explained flax.nnx module writes state when it is called (running averages, a random
+stream, a counter). Split it outside, and merge a copy inside:
+    graphdef, state = nnx.split(model)
+    f = lambda x: nnx.merge(graphdef, state, copy=True)(x)
+and explain f."""
 
 
 HIDING = {"cond", "while", "shard_map", "custom_jvp_call"}

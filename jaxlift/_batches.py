@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxlift._differences import wide
+
 
 def at_least_one(value: Any, name: str) -> int:
     try:
@@ -29,12 +31,19 @@ def map_over(function: Callable, items: Any, batch_size: int | None) -> Any:
 
 
 def mean_over(function: Callable, items: Any, batch_size: int | None) -> Any:
-    """The mean result; its sum is accumulated, so memory stays that of one batch."""
+    """The mean result; its sum is accumulated, so memory stays that of one batch.
+
+    Sums of narrower floats are kept in float32: a thousand of bfloat16 stop growing.
+    """
     count = len(jax.tree.leaves(items)[0])
     size = count if batch_size is None else at_least_one(batch_size, "batch_size")
+    dtypes: Any = None
 
     def total(batch):
-        return jax.tree.map(lambda c: c.sum(0), jax.vmap(function)(batch))
+        nonlocal dtypes
+        each = jax.vmap(function)(batch)
+        dtypes = jax.tree.map(jnp.result_type, each)
+        return jax.tree.map(lambda c: wide(c).sum(0), each)
 
     def add(sums, batch):
         return jax.tree.map(jnp.add, sums, total(batch)), None
@@ -49,4 +58,4 @@ def mean_over(function: Callable, items: Any, batch_size: int | None) -> Any:
         )
         start = total(jax.tree.map(lambda leaf: leaf[:first], items))
         sums, _ = lax.scan(add, start, rest)
-    return jax.tree.map(lambda s: s / count, sums)
+    return jax.tree.map(lambda s, dtype: (s / count).astype(dtype), sums, dtypes)

@@ -83,6 +83,20 @@ def source_line(eqn: core.JaxprEqn) -> str:
     return found or "a line that JAX has no record of"
 
 
+def varying_like(value: Any, example: Any) -> Any:
+    """`value`, varying over the manual mesh axes (of a shard_map) that `example` does.
+
+    The example is an array or its `jax.ShapeDtypeStruct`.
+    """
+
+    def axes(v):
+        aval = v if isinstance(v, jax.ShapeDtypeStruct) else jax.typeof(v)
+        return getattr(aval.manual_axis_type, "varying", frozenset())
+
+    missing = tuple(axes(example) - axes(value))
+    return lax.pcast(value, missing, to="varying") if missing else value
+
+
 def expansion(eqn: core.JaxprEqn) -> Any:
     """What a high-level primitive (searchsorted, from 0.11 on) consists of."""
     (high,) = (v for v in eqn.params.values() if hasattr(v, "expand"))

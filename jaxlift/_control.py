@@ -37,6 +37,7 @@ from jaxlift._values import (
     pair_of,
     piece_of,
     settle,
+    stopped,
 )
 
 
@@ -251,10 +252,12 @@ def while_loop(step: Step, *operands: Any) -> list:
     n_cond, n_body = params["cond_nconsts"], params["body_nconsts"]
     cond_consts, body_consts, carry = _parts(operands, n_cond, n_body)
     jaxpr, _ = _compat.open_jaxpr(params["body_jaxpr"])
-    moving = _moving(jaxpr, [*body_consts, *carry], n_body, len(carry))
+    entering = [*body_consts, *carry]
+    moving = _moving(jaxpr, entering, n_body, len(carry))
+    read = _moving(jaxpr, entering, n_body, len(carry), stops=True)
     test, _ = _compat.open_jaxpr(params["cond_jaxpr"])
-    varies = [isinstance(o, Varying) for o in cond_consts] + moving
-    if any(depends(test, varies)):
+    varies = [isinstance(o, Varying) for o in cond_consts] + read
+    if any(depends(test, varies, stops=True)):
         raise UnsupportedPrimitiveError(
             "the trip count of a while loop depends on the attributed input at "
             f"{_compat.source_line(step.eqn)}: two points would take different numbers "
@@ -263,7 +266,9 @@ def while_loop(step: Step, *operands: Any) -> list:
         )
 
     def going_on(carry):
-        return _walk(context, params["cond_jaxpr"], [*cond_consts, *carry])[0]
+        # What it reads is fixed, be it carried as a pair of equal values.
+        going = _walk(context, params["cond_jaxpr"], [*cond_consts, *carry])[0]
+        return stopped(settle(going))
 
     def body(carry):
         outputs = _walk(context, params["body_jaxpr"], [*body_consts, *carry])
@@ -347,36 +352,49 @@ def observe(step: Step, *operands: Any) -> list:
 # ------------------------------------------------------------------ what varies
 
 
-def depends(jaxpr: core.Jaxpr, varies: Sequence[bool]) -> list[bool]:
-    """Which outputs of a jaxpr may vary when these inputs do."""
+def depends(
+    jaxpr: core.Jaxpr, varies: Sequence[bool], stops: bool = False
+) -> list[bool]:
+    """Which outputs of a jaxpr may vary when these inputs do.
+
+    With `stops` nothing passes a `stop_gradient`; as it is, steps may (see `freeze`).
+    """
     moving = {v for v, varying in zip(jaxpr.invars, varies, strict=True) if varying}
     for eqn in jaxpr.eqns:
         inputs = [
             not isinstance(atom, core.Literal) and atom in moving for atom in eqn.invars
         ]
-        if any(inputs) and eqn.primitive is not P.stop_gradient_p:
-            outputs = _outputs_that_vary(eqn, inputs)
+        if any(inputs) and not (stops and eqn.primitive is P.stop_gradient_p):
+            outputs = _outputs_that_vary(eqn, inputs, stops)
             moving |= {v for v, m in zip(eqn.outvars, outputs, strict=True) if m}
     return [
         not isinstance(atom, core.Literal) and atom in moving for atom in jaxpr.outvars
     ]
 
 
-def _outputs_that_vary(eqn: core.JaxprEqn, inputs: Sequence[bool]) -> list[bool]:
+def _outputs_that_vary(
+    eqn: core.JaxprEqn, inputs: Sequence[bool], stops: bool
+) -> list[bool]:
     bodies = [_compat.open_jaxpr(b)[0] for b in core.jaxprs_in_params(eqn.params)]
     if len(bodies) == 1 and eqn.primitive is not P.scan_p:
         (body,) = bodies
         if len(body.invars) == len(inputs) and len(body.outvars) == len(eqn.outvars):
-            return depends(body, inputs)
+            return depends(body, inputs, stops)
     return [True] * len(eqn.outvars)
 
 
-def _moving(jaxpr: core.Jaxpr, operands: Sequence, n_consts: int, n_carry: int) -> list:
+def _moving(
+    jaxpr: core.Jaxpr,
+    operands: Sequence,
+    n_consts: int,
+    n_carry: int,
+    stops: bool = False,
+) -> list:
     """Which carried values vary from some iteration on: the least fixed point."""
     varies = [isinstance(operand, Varying) for operand in operands]
     while True:
         before = varies[n_consts : n_consts + n_carry]
-        after = depends(jaxpr, varies)[:n_carry]
+        after = depends(jaxpr, varies, stops)[:n_carry]
         moving = [a or b for a, b in zip(before, after, strict=True)]
         if moving == before:
             return moving

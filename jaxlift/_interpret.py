@@ -48,9 +48,9 @@ def scoped(rules: Rules, scopes: Mapping[str, Rules]) -> Rules:
 
     Args:
       rules: the table that holds everywhere else.
-      scopes: name scope to table. A scope is a name that `jax.named_scope` gives, as
-        flax does for every module (`"Dense_0"`, `"encoder/layer_2"`); of several that
-        fit, the last one given counts.
+      scopes: name scope to table, or to an edit of the table outside. A scope is a
+        name that `jax.named_scope` gives, as flax does for every module (`"Dense_0"`,
+        `"encoder/layer_2"`); of several that fit, the last one given counts.
 
     Returns:
       A rule table.
@@ -61,22 +61,24 @@ def scoped(rules: Rules, scopes: Mapping[str, Rules]) -> Rules:
       >>> len(rules) == len(jaxlift.RESCALE)
       True
     """
+    tables = (rules, *scopes.values())
 
     def choice(primitive):
-        default = rules[primitive]
+        default = rules.get(primitive)
 
         @lazy
         def rule(step: Step, *operands: Any) -> Any:
             place = "/" + "/".join(re.findall(r"[^/()]+", _compat.name_scope())) + "/"
             fitting = [t for scope, t in scopes.items() if f"/{scope}/" in place]
             chosen = fitting[-1].get(primitive, default) if fitting else default
+            if chosen is None:
+                raise unsupported(step.eqn)
             return apply(chosen, step, operands)
 
-        tables = (rules, *scopes.values())
         rule.opens_split = any(opens_split(t.get(primitive)) for t in tables)  # pyright: ignore
         return rule
 
-    return table({primitive: choice(primitive) for primitive in rules})
+    return table({primitive: choice(primitive) for t in tables for primitive in t})
 
 
 def opens_split(rule: Rule | None) -> bool:
@@ -240,7 +242,7 @@ def _evaluate(context: Context, eqn: core.JaxprEqn, operands: list) -> list:
     else:
         rule = context.rules.get(eqn.primitive)
         if rule is None:
-            raise UnsupportedPrimitiveError(_unsupported(eqn))
+            raise unsupported(eqn)
         outputs = apply(rule, Step(eqn, context), operands)
         outputs = outputs if eqn.primitive.multiple_results else [outputs]
     for k, output in enumerate(outputs):
@@ -249,11 +251,12 @@ def _evaluate(context: Context, eqn: core.JaxprEqn, operands: list) -> list:
     return outputs
 
 
-def _unsupported(eqn: core.JaxprEqn) -> str:
+def unsupported(eqn: core.JaxprEqn, part: str = "") -> UnsupportedPrimitiveError:
+    """The error that names a primitive without a rule, or a part of it."""
     name = eqn.primitive.name
-    return (
-        f"no rule for the primitive '{name}', applied to a value that depends on the "
-        f"attributed input at {_compat.source_line(eqn)}. Give it one, "
+    return UnsupportedPrimitiveError(
+        f"no rule for {part}the primitive '{name}', applied to a value that depends on "
+        f"the attributed input at {_compat.source_line(eqn)}. Give it one, "
         f"rules=RESCALE | {{{name}_p: rule}}; or wrap the call, @jaxlift.custom_rule; "
         "or keep the attributed input away from it (jax.lax.stop_gradient). jaxlift "
         "never falls back to the gradient silently."

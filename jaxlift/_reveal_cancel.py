@@ -26,7 +26,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from jaxlift._interpret import Step
-from jaxlift._rules import bilinear
+from jaxlift._rules import bilinear, on_floats
 from jaxlift._values import (
     Array,
     Pair,
@@ -131,10 +131,17 @@ class Split(Pair):
                 value, reference, attach(carrier, weights, (self.pos, self.neg))
             )
         up, down = narrow(up, value), narrow(down, value)
-        if "increasing" in piece.traits or isinstance(up, float) and up >= 0:
+        if (
+            {"increasing", "bounded"} <= piece.traits
+            or isinstance(up, float)
+            and up >= 0
+        ):
             parts = scale(up, self.pos), scale(down, self.neg)
             return Split(value, reference, *(v.astype(value.dtype) for v in parts))
-        impacts = [s * part for s, part in zip((up, down), self.parts, strict=True)]
+        impacts = [  # an infinite slope (sqrt at 0) of what did not move: none
+            jnp.where(part == 0, 0, slope * part)
+            for slope, part in zip((up, down), self.parts, strict=True)
+        ]
 
         def part(sign, kept, crossing):
             """Of the impacts and of the slopes those that belong to one part."""
@@ -255,6 +262,7 @@ def _signed(weight: Any, signed: Callable) -> Any:
     return jax.tree.map(lambda w: w if is_discrete(w) else signed(w), weight)
 
 
+@on_floats
 def opening(step: Step, *operands: Any) -> Pair:
     """The Linear rule: a product with fixed weights opens a split (section 3.5.1).
 

@@ -1,4 +1,4 @@
-"""The rules of section "multipliers": one function per family of primitives.
+"""The rules: one function per family of primitives.
 
 A rule gives linear maps `M_i` with `sum_i M_i (a_i - a0_i) == p(a) - p(a0)`, where
 `a_i` are the operands at the input and `a0_i` at the reference. The tables in
@@ -7,6 +7,8 @@ A rule gives linear maps `M_i` with `sum_i M_i (a_i - a0_i) == p(a) - p(a0)`, wh
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -20,7 +22,7 @@ from jax.tree_util import Partial
 
 from jaxlift._compat import existing
 from jaxlift._differences import DIFFERENCES, STEPS, quotient, wide
-from jaxlift._interpret import Step, lazy
+from jaxlift._interpret import Step, lazy, unsupported
 from jaxlift._values import (
     Pair,
     Piece,
@@ -61,6 +63,34 @@ def gradient(step: Step, *operands: Any) -> Any:
     return [still(x, r) for x, r in zip(xs, rs, strict=True)]
 
 
+def on_floats(rule: Callable) -> Callable:
+    """A rule for products that takes booleans and integers as floats.
+
+    What carries their tangents is the same number as a float.
+    """
+
+    @functools.wraps(rule)
+    def with_floats(step: Step, *operands: Any) -> Any:
+        if not any(isinstance(o, Pair) and is_discrete(o.r) for o in operands[:2]):
+            return rule(step, *operands)
+        floats = [
+            Pair(o.source, number(o.r)) if isinstance(o, Pair) else number(o)
+            for o in operands[:2]
+        ]
+        if not is_discrete(step.eqn.outvars[0].aval):
+            return rule(step, *floats, *operands[2:])
+        dtype = {"preferred_element_type": jnp.result_type(float)}
+        among_floats = dataclasses.replace(
+            step, eqn=step.eqn.replace(params=step.params | dtype)
+        )
+        product = rule(among_floats, *floats, *operands[2:])
+        x, r = (step.bind(*map(side, operands)) for side in (stopped, at_reference))
+        return Pair(x, r, product.x)
+
+    return with_floats
+
+
+@on_floats
 def bilinear(step: Step, *operands: Any) -> Any:
     """A product: `d(uv) = du mid(v) + mid(u) dv`; linear where one factor is fixed.
 
@@ -342,6 +372,8 @@ def _of_a_sum(step: Step, player: int, a: Sequence, b: Sequence) -> Any:
 def _partial(step: Step, player: int, a: Any, b: Any, rest: list) -> Any:
     rows = DIFFERENCES.get(step.primitive)
     if rows is not None and not is_discrete(a):
+        if rows[player] is None:
+            raise unsupported(step.eqn, f"operand {player} of ")
         return rows[player](a, b, *rest, **step.params)
 
     def value(point):

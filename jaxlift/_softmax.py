@@ -19,8 +19,8 @@ logsumexp is one step. With `L, L0` its values, `S = e^L`, `S0 = e^L0`:
 
 where `e^max decay(d)` is computed as `(e^x_j + e^r_j) / 2 tanh(d/2) / (d/2)`, so that
 exponentials are of one point each. No exponent is positive, since `x_j <= L` and
-`r_j <= L0`; nothing over- or underflows,
-and at `x = r` this is the softmax, the derivative.
+`r_j <= L0`; nothing over- or underflows, and at `x = r` this is the softmax, the
+derivative.
 """
 
 from __future__ import annotations

@@ -10,22 +10,29 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from jaxlift import _compat
 from jaxlift._arguments import (
     Target,
     Tree,
+    arrays_of,
     attributed,
+    called_with_reference,
     check_callable,
     check_tags,
     count_references,
+    is_array,
     like,
     numbers_of,
     output_array,
     positions_of,
     replaced,
+    scalar_output,
     split_aux,
     split_reference,
+    tag_names,
+    traced,
     with_target,
 )
 from jaxlift._batches import mean_over
@@ -161,12 +168,17 @@ def vjp(
     result = _evaluate(f, (x,), {}, (0,), (reference,), rules, has_aux=has_aux)
     y, pullback = result.y, result.pullback
 
-    def to_multipliers(ct):
-        (multiplier,), _ = pullback(jnp.broadcast_to(jnp.asarray(ct, y.dtype), y.shape))
-        return multiplier
-
-    outputs = y, result.y_reference, jax.tree_util.Partial(to_multipliers)
+    outputs = y, result.y_reference, Partial(_to_multipliers, pullback, y)
     return (*outputs, result.aux) if has_aux else outputs
+
+
+def _to_multipliers(pullback: Callable, y: jax.Array, ct: Any) -> Tree:
+    if jnp.shape(ct) not in ((), y.shape):
+        raise ValueError(
+            f"the cotangent has the shape {jnp.shape(ct)}, but the output has {y.shape}"
+        )
+    (multiplier,), _ = pullback(jnp.broadcast_to(jnp.asarray(ct, y.dtype), y.shape))
+    return multiplier
 
 
 class Parts(NamedTuple):
@@ -215,14 +227,14 @@ def parts(
     """
     check_callable(f)
     numbers = numbers_of(argnums)
-    tags = () if at is None else (at,)
+    tags = tag_names(at)
     explained = with_target(f, target, has_aux=False)
 
     def both(pair: Pair) -> tuple:
         split = Split.of(pair)
         return split.pos, split.neg
 
-    @functools.wraps(f, updated=())
+    @called_with_reference(f)
     def apart(*args_and_reference: Any, **kwargs: Any) -> Parts:
         args, reference = split_reference(args_and_reference)
         positions = positions_of(numbers, args)
@@ -232,16 +244,18 @@ def parts(
             explained, args, kwargs, positions, references, rules,
             tags=tags, output=both,
         )  # fmt: skip
+        scalar_output(found.y[0])
         one, zero = jnp.ones_like(found.y[0]), jnp.zeros_like(found.y[0])
         to_pos, to_neg = found.pullback((one, zero)), found.pullback((zero, one))
 
         def side(multipliers, k):
             by_input, by_tag = multipliers
             if at is not None:
-                return by_tag[at][k] * found.tagged[at][k]
+                return _times(by_tag[at][k], found.tagged[at][k])
             result = jax.tree.map(
-                lambda m, x, r: m * Pair(x, r).parts[k], by_input, xs, references
-            )
+                lambda m, x, r: _times(m, Pair(x, r).parts[k]),
+                by_input, xs, references,
+            )  # fmt: skip
             return result[0] if isinstance(argnums, int | np.integer) else result
 
         return Parts(*(side(m, k) for k in (0, 1) for m in (to_pos, to_neg)))
@@ -289,10 +303,10 @@ def deeplift_shap(
     """
     explain = deeplift(f, argnums, rules=rules, target=target)
 
-    @functools.wraps(f, updated=())
+    @called_with_reference(f)
     def averaged(*args_and_references: Any, **kwargs: Any) -> Tree:
         args, references = split_reference(args_and_references)
-        count_references(references)
+        count_references(references, args, argnums)
         return mean_over(
             lambda reference: explain(*args, reference, **kwargs),
             references,
@@ -328,7 +342,7 @@ def intermediate(f: Callable, name: str) -> Callable:
 
     @functools.wraps(f, updated=())
     def tagged(*args: Any, **kwargs: Any) -> Any:
-        closed, _, leaves = _traced(f, args, kwargs)
+        closed, _, leaves = traced(f, args, kwargs)
         check_tags(closed, (name,))
         return _tagged(closed, (name,), leaves)[name]
 
@@ -361,35 +375,11 @@ def pre_activation(f: Callable) -> Callable:
 
     @functools.wraps(f, updated=())
     def before(*args: Any, **kwargs: Any) -> Any:
-        closed, shape, leaves = _traced(f, args, kwargs)
+        closed, shape, leaves = traced(f, args, kwargs)
         outputs = without_last_activation(*_compat.open_jaxpr(closed), leaves)
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
     return before
-
-
-def _traced(f: Callable, args: Any, kwargs: Any) -> tuple[Any, Any, list]:
-    """The jaxpr of `f`, the shapes of its output, and its flat arguments."""
-    leaves, tree = jax.tree.flatten((args, kwargs))
-
-    def flat(leaves):
-        args, kwargs = jax.tree.unflatten(tree, leaves)
-        return f(*args, **kwargs)
-
-    try:
-        return *jax.make_jaxpr(flat, return_shape=True)(leaves), leaves
-    except Exception as error:
-        if type(error).__name__ == "TraceContextError":  # flax's own words are short
-            error.add_note(WRITES_STATE)
-        raise
-
-
-WRITES_STATE = """
-The explained flax.nnx module writes state when it is called (running averages, a random
-stream, a counter). Split it outside, and merge a copy inside:
-    graphdef, state = nnx.split(model)
-    f = lambda x: nnx.merge(graphdef, state, copy=True)(x)
-and explain f."""
 
 
 # --------------------------------------------------------------- one evaluation
@@ -419,22 +409,30 @@ def _evaluate(
     tags: Sequence[str] = (),
     output: Callable[[Pair], Any] = operator.attrgetter("x"),
 ) -> _Evaluation:
+    kept: Any = None  # what of aux is no array
 
     def checked(*args, **kwargs):
+        nonlocal kept
         y = f(*args, **kwargs)
         y, aux = split_aux(y) if has_aux else (y, None)
-        return output_array(y), aux
+        arrays, kept = arrays_of(aux)
+        return output_array(y), arrays
 
-    closed, (_, aux), _ = _traced(checked, args, kwargs)
+    closed, _, leaves = traced(checked, args, kwargs)
     jaxpr, consts = _compat.open_jaxpr(closed)
-    seeds = _seeds(closed, tags)
+    seeds = _seeds(closed, tags, leaves)
+    xs = tuple(args[k] for k in positions)
 
     def outputs(xs, seeds):
-        pairs = jax.tree.map(Pair, xs, references)
-        operands = jax.tree.leaves(
-            (replaced(args, positions, pairs), kwargs),
-            is_leaf=lambda leaf: isinstance(leaf, Pair),
-        )
+        pairs = dict(zip(positions, map(_pairs, xs, references), strict=True))
+        values = [pairs.get(n, arg) for n, arg in enumerate(args)]
+        operands = [
+            leaf
+            for leaf in jax.tree.leaves(
+                (values, kwargs), is_leaf=lambda leaf: isinstance(leaf, Pair)
+            )
+            if isinstance(leaf, Pair) or is_array(leaf)
+        ]
         context = Context(rules, frozenset(tags), seeds)
         y, *aux = map(settle, interpret(context, jaxpr, consts, operands))
         y = pair_of(y)
@@ -442,24 +440,32 @@ def _evaluate(
         tagged = {k: pair_of(value).parts for k, value in context.found.items()}
         return output(y), (y.r, aux, tagged)
 
-    xs = tuple(args[k] for k in positions)
-    y, pullback, (y_reference, aux_leaves, tagged) = jax.vjp(
-        outputs, xs, seeds, has_aux=True
-    )
-    aux = jax.tree.unflatten(jax.tree.structure(aux), aux_leaves)
-    if rules == GRADIENT:  # nothing but derivatives, which can be differentiated
-        return _Evaluation(y, y_reference, aux, tagged, pullback)
-    y, y_reference = _final((y, y_reference))
-    return _Evaluation(y, y_reference, aux, tagged, lambda ct: _final(pullback(ct)))
+    y, pullback, (y_reference, aux, tagged) = jax.vjp(outputs, xs, seeds, has_aux=True)
+    if rules != GRADIENT:  # whose derivatives can be differentiated
+        given = [v for v in (*leaves, *consts) if jnp.issubdtype(v.dtype, jnp.inexact)]
+        given = (given, references)
+        y, y_reference, aux, tagged = _final((y, y_reference, aux, tagged), given)
+        pullback = Partial(_final_pullback, pullback, given)
+    return _Evaluation(y, y_reference, kept(aux), tagged, pullback)
+
+
+def _pairs(x: Tree, reference: Tree) -> list[Pair]:
+    leaves = jax.tree.leaves(x), jax.tree.leaves(reference)
+    return [Pair(*sides) for sides in zip(*leaves, strict=True)]
+
+
+def _final_pullback(pullback: Callable, given: Any, ct: Any) -> Any:
+    return _final(pullback(ct), given)
 
 
 @jax.custom_jvp
-def _final(values: Any) -> Any:
-    """The same values, of which there is no derivative.
+def _final(values: Any, given: Any) -> Any:
+    """Values made of what is given, of which there is no derivative.
 
     Slopes are computed from values whose tangents are stopped, so that JAX would take
     them for constants.
     """
+    del given
     return values
 
 
@@ -476,10 +482,10 @@ def _explain(f, argnums, rules, target, at, has_aux, *, contributions) -> Callab
     """`deeplift` and `multipliers`: the way back from a scalar output."""
     check_callable(f)
     numbers = numbers_of(argnums)
-    tags = () if at is None else (at,) if isinstance(at, str) else tuple(at)
+    tags = tag_names(at)
     explained = with_target(f, target, has_aux)
 
-    @functools.wraps(f, updated=())
+    @called_with_reference(f)
     def explain(*args_and_reference: Any, **kwargs: Any) -> Any:
         args, reference = split_reference(args_and_reference)
         positions = positions_of(numbers, args)
@@ -489,12 +495,7 @@ def _explain(f, argnums, rules, target, at, has_aux, *, contributions) -> Callab
             explained, args, kwargs, positions, references, rules,
             has_aux=has_aux, tags=tags,
         )  # fmt: skip
-        if found.y.shape != ():
-            raise ValueError(
-                "the explained function must have a scalar output, not one of shape "
-                f"{found.y.shape}: choose one with target= (an index, or a function "
-                "such as jnp.sum)"
-            )
+        scalar_output(found.y)
         by_input, by_tag = found.pullback(jnp.ones_like(found.y))
         if tags:
             of_parts = _contributions if contributions else _multipliers
@@ -504,8 +505,9 @@ def _explain(f, argnums, rules, target, at, has_aux, *, contributions) -> Callab
             result = by_input
             if contributions:
                 result = jax.tree.map(
-                    lambda m, x, r: m * (x - r), result, xs, references
-                )
+                    lambda m, x, r: jnp.where(x == r, 0, m * (x - r)),
+                    result, xs, references,
+                )  # fmt: skip
             single = 0 if isinstance(argnums, int | np.integer) else None
         result = result if single is None else result[single]
         return (result, found.aux) if has_aux else result
@@ -515,7 +517,12 @@ def _explain(f, argnums, rules, target, at, has_aux, *, contributions) -> Callab
 
 def _contributions(multipliers: tuple, parts: tuple) -> Any:
     """Both parts of a tagged value, each times its multiplier."""
-    return multipliers[0] * parts[0] + multipliers[1] * parts[1]
+    return _times(multipliers[0], parts[0]) + _times(multipliers[1], parts[1])
+
+
+def _times(multiplier: Any, part: Any) -> Any:
+    """What did not move contributes nothing, infinite slopes (sqrt at 0) included."""
+    return jnp.where(part == 0, 0, multiplier * part)
 
 
 def _multipliers(multipliers: tuple, parts: tuple) -> Any:
@@ -527,15 +534,23 @@ def _multipliers(multipliers: tuple, parts: tuple) -> Any:
     return jnp.where(same, 0.5 * (multipliers[0] + multipliers[1]), whole)
 
 
-def _seeds(closed: Any, tags: Sequence[str]) -> dict[str, Any]:
+def _seeds(closed: Any, tags: Sequence[str], leaves: Sequence) -> dict[str, Any]:
     """Zeros like both parts of each tagged value: what they are differentiated by."""
     if not tags:
         return {}
     check_tags(closed, tags)
-    shapes = jax.eval_shape(
-        lambda leaves: _tagged(closed, tags, leaves), closed.in_avals
-    )
-    return {k: (jnp.zeros(s.shape, s.dtype),) * 2 for k, s in shapes.items()}
+    shapes = jax.eval_shape(lambda leaves: _tagged(closed, tags, leaves), leaves)
+    for name, shape in shapes.items():
+        if not jnp.issubdtype(shape.dtype, jnp.floating):
+            raise TypeError(
+                f"'{name}' tags a value of dtype {shape.dtype}, and only real floating "
+                "values can be attributed to"
+            )
+    zeros = {
+        k: _compat.varying_like(jnp.zeros(s.shape, s.dtype), s)
+        for k, s in shapes.items()
+    }
+    return {k: (zero, zero) for k, zero in zeros.items()}
 
 
 def _tagged(closed: Any, tags: Sequence[str], leaves: Sequence) -> dict[str, Any]:

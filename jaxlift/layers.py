@@ -29,7 +29,7 @@ from jax.extend import core
 from jax.extend.core import primitives as P
 
 from jaxlift import _compat
-from jaxlift._arguments import check_callable
+from jaxlift._arguments import check_callable, traced
 
 TRANSPARENT = {P.jit_p, P.closed_call_p, P.call_p, P.remat_p, P.scan_p}
 """Those with one body, whose tagged values the transforms hand out."""
@@ -60,8 +60,7 @@ def scopes(f: Callable) -> Callable:
     def listed(
         *args: Any, **kwargs: Any
     ) -> dict[str, tuple[jax.ShapeDtypeStruct, ...]]:
-        leaves, tree = jax.tree.flatten((args, kwargs))
-        jaxpr, _ = _compat.open_jaxpr(jax.make_jaxpr(_flat(f, tree))(leaves))
+        jaxpr, _ = _compat.open_jaxpr(traced(f, args, kwargs)[0])
         found = _names([visit for visit in _visits(jaxpr) if visit.inside is None])
         return {k: tuple(map(_shape, visit.leaving)) for k, visit in found.items()}
 
@@ -106,8 +105,7 @@ def tagged(f: Callable, *scopes: str) -> Callable:
 
     @functools.wraps(f, updated=())
     def with_tags(*args: Any, **kwargs: Any) -> Any:
-        leaves, tree = jax.tree.flatten((args, kwargs))
-        closed, shape = jax.make_jaxpr(_flat(f, tree), return_shape=True)(leaves)
+        closed, shape, leaves = traced(f, args, kwargs)
         jaxpr, _ = _compat.open_jaxpr(closed)
         visits = list(_visits(jaxpr))
         tags = [(_find(visits, scope), scope) for scope in scopes]
@@ -115,14 +113,6 @@ def tagged(f: Callable, *scopes: str) -> Callable:
         return jax.tree.unflatten(jax.tree.structure(shape), function(*leaves))
 
     return with_tags
-
-
-def _flat(f: Callable, tree: Any) -> Callable:
-    def flat(leaves):
-        args, kwargs = jax.tree.unflatten(tree, leaves)
-        return f(*args, **kwargs)
-
-    return flat
 
 
 def _shape(variable: core.Var) -> jax.ShapeDtypeStruct:

@@ -23,6 +23,7 @@ from jaxlift._arguments import (
     Target,
     Tree,
     attributed,
+    called_with_reference,
     check_callable,
     count_references,
     numbers_of,
@@ -31,6 +32,7 @@ from jaxlift._arguments import (
     with_target,
 )
 from jaxlift._batches import at_least_one, mean_over
+from jaxlift._differences import wide
 from jaxlift._tables import DECONVNET, GRADIENT, GUIDED_BACKPROP, LRP
 from jaxlift._transforms import deeplift, intermediate, multipliers
 
@@ -268,7 +270,7 @@ def integrated_gradients(
     nodes, weights = _quadrature(quadrature)(steps)
     bind = _bound(f, argnums, target)
 
-    @functools.wraps(f, updated=())
+    @called_with_reference(f)
     def integrated(*args_and_reference: Any, **kwargs: Any) -> Tree:
         x, reference, value, slopes = bind(args_and_reference, kwargs)
         term = _path_term(slopes, path, x, reference)
@@ -329,11 +331,11 @@ def expected_gradients(
     samples = at_least_one(samples, "samples")
     bind = _bound(f, argnums, target)
 
-    @functools.wraps(f, updated=())
+    @called_with_reference(f)
     def expected(key: jax.Array, *args_and_references: Any, **kwargs: Any) -> Tree:
         keys = jax.random.split(key, samples)
         args, references = split_reference(args_and_references)
-        count = count_references(references)
+        count = count_references(references, args, argnums)
         references = jax.tree.map(jnp.asarray, references)
 
         def sample(key):
@@ -392,7 +394,7 @@ def smoothgrad(
     numbers = numbers_of(argnums)
     explain = method(f, argnums, target=target)
 
-    @functools.wraps(f, updated=())
+    @called_with_reference(f)
     def smooth(key: jax.Array, *args_and_reference: Any, **kwargs: Any) -> Tree:
         keys = jax.random.split(key, samples)
         args, reference = split_reference(args_and_reference)
@@ -452,7 +454,7 @@ def grad_cam(
     maps_of = intermediate(f, layer)
     slopes_of = gradient(f, argnums, target=target, at=layer)
 
-    @functools.wraps(f, updated=())
+    @called_with_reference(f)
     def localised(*args_and_reference: Any, **kwargs: Any) -> jax.Array:
         args, _ = split_reference(args_and_reference)
         maps = maps_of(*args, **kwargs)
@@ -506,7 +508,7 @@ def guided_grad_cam(
     )
     guide = guided_backprop(f, argnums, target=target)
 
-    @functools.wraps(f, updated=())
+    @called_with_reference(f)
     def guided(*args_and_reference: Any, **kwargs: Any) -> Tree:
         places = localise(*args_and_reference, **kwargs)
         multipliers = guide(*args_and_reference, **kwargs)
@@ -576,7 +578,9 @@ def _path_term(slopes: Callable, path: Path, x: Tree, reference: Tree) -> Callab
     def term(t):
         t = jnp.asarray(t, dtype)
         point, velocity = jax.jvp(place, (t,), (jnp.ones_like(t),))
-        return jax.tree.map(jnp.multiply, slopes(point), velocity)
+        return jax.tree.map(
+            lambda slope, v: jnp.where(v == 0, 0, slope * v), slopes(point), velocity
+        )
 
     return term
 
@@ -587,11 +591,12 @@ def _weighted_sum(term: Callable, zeros: Tree, nodes: Any, weights: Any) -> Tree
     def add(total, node):
         t, weight = node
         return jax.tree.map(
-            lambda a, c: a + weight.astype(c.dtype) * c, total, term(t)
+            lambda a, c: a + weight.astype(a.dtype) * wide(c), total, term(t)
         ), None
 
     rule = jnp.asarray(nodes, float), jnp.asarray(weights, float)
-    return lax.scan(add, zeros, rule)[0]
+    total, _ = lax.scan(add, jax.tree.map(wide, zeros), rule)
+    return jax.tree.map(lambda t, zero: t.astype(zero.dtype), total, zeros)
 
 
 def _refined(

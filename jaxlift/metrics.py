@@ -36,6 +36,7 @@ from jaxlift._arguments import (
     check_callable,
     like,
     output_array,
+    scalar_output,
     with_target,
 )
 
@@ -571,11 +572,7 @@ def _scalar(f: Callable, target: Target) -> Callable:
 
     def scalar(x):
         y = output_array(chosen(x))
-        if y.shape != ():
-            raise ValueError(
-                f"the function must have a scalar output, not one of shape {y.shape}: "
-                "choose one with target= (an index, or a function such as jnp.sum)"
-            )
+        scalar_output(y)
         return y
 
     return scalar

@@ -22,10 +22,12 @@ from jaxlift._arguments import (
     Target,
     Tree,
     attributed,
+    called_with_reference,
     check_callable,
     numbers_of,
     output_array,
     replaced,
+    scalar_output,
     split_reference,
     with_target,
 )
@@ -185,7 +187,7 @@ def _each_array(f: Callable, argnums: Any, target: Target, score: Callable) -> C
     numbers = numbers_of(argnums)
     explained = with_target(f, target, has_aux=False)
 
-    @functools.wraps(f, updated=())
+    @called_with_reference(f)
     def explain(*args_and_reference: Any, **kwargs: Any) -> Tree:
         args, reference = split_reference(args_and_reference)
         xs, references = attributed(args, argnums, reference)
@@ -207,12 +209,7 @@ def _each_array(f: Callable, argnums: Any, target: Target, score: Callable) -> C
 
 def _scalar(output: Any) -> jax.Array:
     output = output_array(output)
-    if output.shape != ():
-        raise ValueError(
-            "the explained function must have a scalar output, not one of shape "
-            f"{output.shape}: choose one with target= (an index, or a function such as "
-            "jnp.sum)"
-        )
+    scalar_output(output)
     return output
 
 

@@ -14,3 +14,10 @@ def x64():
     """Run a test with 64-bit types."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_processes():
+    """Compiled programs are dropped with the module: large processes become slow."""
+    yield
+    jax.clear_caches()

@@ -98,15 +98,22 @@ def _explained(f, alone):
     return jax.jit(program, compiler_options=QUICK)
 
 
-_dtypes = []
+_dtypes: list[str] = []
+
+
+def _forget(dtype):
+    """JAX keeps the dtype that a NumPy constant was first traced with.
+
+    And compiled programs, which make the process large and slow.
+    """
+    if _dtypes[-1:] != [dtype] or len(_dtypes) % 32 == 0:
+        jax.clear_caches()
+    _dtypes.append(dtype)
 
 
 def _run(name, dtype):
     f, domain = FUNCTIONS[name]
-    if _dtypes[-1:] != [dtype]:
-        # JAX keeps the dtype that a NumPy constant was first traced with.
-        jax.clear_caches()
-        _dtypes.append(dtype)
+    _forget(dtype)
     with jax.enable_x64(dtype == "float64"):
         x, r = (p.astype(dtype) for p in _points(domain))
         ct = _cotangents(f, x).astype(dtype)
@@ -248,9 +255,7 @@ def test_reveal_cancel(name):
     (x, *_), (r, *_) = _points(domain)
     weights = _mixed(domain)
     bound = BOUNDS.get(domain.kind, BOUNDS[""])["float64"]
-    if _dtypes[-1:] != ["float64"]:
-        jax.clear_caches()
-        _dtypes.append("float64")
+    _forget("float64")
     with jax.enable_x64(True):
         (ct,) = _cotangents(f, x[None])
 

@@ -1,0 +1,231 @@
+"""What users compose with: meshes, flags, narrow floats, points that do not move."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+import jaxlift
+from jaxlift import methods
+
+X, R = jnp.array([1.0, 2.0, 3.0]), jnp.array([0.5, -1.0, 0.0])
+W = jnp.array([[1.0, -2.0], [0.5, 1.0], [-1.0, 0.3]])
+TABLES = ["RESCALE", "REVEAL_CANCEL"]
+
+
+def complete(f, x=X, r=R, tolerance=1e-5, **options):
+    contributions = jaxlift.deeplift(f, **options)(x, r)
+    assert np.isfinite(contributions).all()
+    np.testing.assert_allclose(
+        contributions.sum(), f(x) - f(r), rtol=tolerance, atol=tolerance
+    )
+    return contributions
+
+
+# ------------------------------------------------------------------ inside a shard_map
+
+
+def tagging(x):
+    hidden = checkpoint_name(jnp.tanh(x @ W), "hidden")
+    return jnp.square(hidden).sum()
+
+
+INSIDE = {
+    "scalar reference": lambda x: jaxlift.deeplift(tagging)(x, 0.0),
+    "array": lambda x: jaxlift.deeplift(tagging)(x, R),
+    "RevealCancel": lambda x: jaxlift.deeplift(tagging, rules=jaxlift.REVEAL_CANCEL)(
+        x, R
+    ),
+    "set": lambda x: jaxlift.deeplift_shap(tagging)(x, jnp.stack([R, 0 * R])),
+    "streamed": lambda x: jaxlift.deeplift_shap(tagging, batch_size=1)(
+        x, jnp.stack([R, 0 * R])
+    ),
+    "tagged": lambda x: jaxlift.deeplift(tagging, at="hidden")(x, R),
+    "parts": lambda x: jaxlift.parts(tagging)(x, R).pos_to_pos,
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_inside_shard_map(name):
+    rows = jnp.stack([X + k for k in range(4)])
+    spec = jax.sharding.PartitionSpec("i")
+    mesh = jax.make_mesh((2,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    mapped = jax.vmap(INSIDE[name])
+    sharded = jax.jit(jax.shard_map(mapped, mesh=mesh, in_specs=spec, out_specs=spec))
+    np.testing.assert_allclose(sharded(rows), mapped(rows), rtol=1e-5, atol=1e-6)
+
+
+# ----------------------------------------------------------- what is not an array
+
+
+def test_arguments_that_are_no_arrays_stay_what_they_are():
+    def f(x, activation, width, *, train=True):
+        y = activation(x @ W)[:width]
+        return y.sum() if train else jnp.square(y).sum()
+
+    explain = jaxlift.deeplift(f)
+    contributions = explain(X, jnp.tanh, 1, R, train=False)
+    plain = jaxlift.deeplift(lambda x: jnp.square(jnp.tanh(x @ W)[:1]).sum())(X, R)
+    np.testing.assert_array_equal(contributions, plain)
+    assert methods.integrated_gradients(f)(X, jnp.tanh, 1, R, train=False).shape == (3,)
+    last = jaxlift.deeplift(lambda scale, x: scale * x.sum(), 1)
+    np.testing.assert_allclose(last(2.0, X, R), 2 * (X - R))
+
+
+def test_aux_that_is_no_array():
+    f = lambda x: (x.sum(), {"name": "sum", "mean": x.mean(), "count": 3})
+    _, aux = jaxlift.deeplift(f, has_aux=True)(X, R)
+    assert aux["name"] == "sum" and aux["count"] == 3
+    np.testing.assert_allclose(aux["mean"], X.mean())
+
+
+def test_jit_with_donated_arguments_and_returned_pullbacks():
+    f = lambda x: jnp.tanh(x @ W)
+    jitted = jax.jit(jaxlift.deeplift(f, target=0), donate_argnums=1)
+    np.testing.assert_allclose(
+        jitted(X, jnp.array(R)), jaxlift.deeplift(f, target=0)(X, R), rtol=1e-6
+    )
+    y, _, pullback = jax.jit(functools.partial(jaxlift.vjp, f))(X, R)
+    expected = jaxlift.vjp(f, X, R)[2](jnp.ones(2))
+    np.testing.assert_allclose(pullback(jnp.ones(2)), expected, rtol=1e-6)
+    np.testing.assert_allclose(pullback(1.0), expected, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"cotangent has the shape \(1,\).*\(2,\)"):
+        pullback(jnp.ones(1))
+    assert y.shape == (2,)
+
+
+# -------------------------------------------------------------------- narrow floats
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 7])
+def test_means_of_narrow_floats_are_taken_in_float32(batch_size):
+    x = X.astype(jnp.bfloat16)
+    references = jnp.zeros((1000, 3), jnp.bfloat16)
+    explain = jaxlift.deeplift_shap(jnp.sum, batch_size=batch_size)
+    mean = explain(x, references)
+    assert mean.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(mean, x)
+    half = jaxlift.deeplift_shap(lambda x: 100 * x.sum(), batch_size=batch_size)
+    np.testing.assert_array_equal(
+        half(X.astype(jnp.float16), references.astype(jnp.float16)), 100 * X
+    )
+    steps = methods.integrated_gradients(jnp.sum, steps=256)
+    np.testing.assert_allclose(steps(x, 0.0), X, rtol=1e-2)
+
+
+# --------------------------------------------------------------- what does not move
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: jnp.sqrt(x).sum(),
+        lambda x: jnp.linalg.norm(x[:, None], axis=1).sum(),
+    ],
+)
+def test_where_nothing_moves_an_infinite_slope_contributes_nothing(f, table):
+    x = jnp.array([0.0, 1.0, 4.0])
+    contributions = complete(f, x, jnp.zeros(3), rules=getattr(jaxlift, table))
+    assert contributions[0] == 0
+
+
+# ------------------------------------------------------- booleans and integers
+
+
+COUNTS = {
+    "bool @ float": lambda x: (x > 1.5) @ jnp.array([1.0, 2.0, 3.0]),
+    "int @ float": lambda x: (x > 1.5).astype(int) @ jnp.array([1.0, 2.0, 3.0]),
+    "int @ int": lambda x: ((x > 1.5).astype(int) @ jnp.array([1, 2, 3])) * 1.0,
+    "float @ bool, both": lambda x: x @ (x > 1.5),
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("name", COUNTS)
+def test_products_of_booleans_and_integers(name, table):
+    contributions = complete(COUNTS[name], rules=getattr(jaxlift, table))
+    assert contributions[0] == 0 or "both" in name
+
+
+def test_a_stopped_step_in_a_loop():
+    def f(x):
+        def step(h, x):
+            h = jnp.tanh(h + x) + lax.stop_gradient(jnp.round(3 * h))
+            return h, h
+
+        return lax.scan(step, jnp.zeros(()), x)[1].sum()
+
+    y, y_reference, pullback = jaxlift.vjp(f, X, R)
+    gap = ((X - R) * pullback(1.0)).sum() - (y - y_reference)
+    assert abs(gap) < 1e-5
+
+
+# ------------------------------------------------------------------------- errors
+
+
+def test_a_forgotten_axis_of_references():
+    for explain in (
+        lambda r: jaxlift.deeplift_shap(jnp.sum)(X, r),
+        lambda r: methods.expected_gradients(jnp.sum)(jax.random.key(0), X, r),
+    ):
+        with pytest.raises(jaxlift.ReferenceMismatchError, match=r"no set .* \(3,\)"):
+            explain(R)
+        assert explain(R[None]).shape == (3,)
+
+
+def test_parts_of_what_is_no_scalar():
+    with pytest.raises(ValueError, match=r"scalar output, not one of shape \(3,\)"):
+        jaxlift.parts(lambda x: 2 * x)(X, R)
+
+
+@pytest.mark.parametrize(
+    ("at", "error"), [(5, TypeError), ((), ValueError), (("hidden", 3), TypeError)]
+)
+def test_names_that_are_none(at, error):
+    with pytest.raises(error, match="at "):
+        jaxlift.deeplift(tagging, at=at)(X, R)
+
+
+def test_a_tag_on_an_integer():
+    f = lambda x: x[checkpoint_name(jnp.argmax(x), "where")]
+    with pytest.raises(TypeError, match="'where' tags a value of dtype int32"):
+        jaxlift.deeplift(f, at="where")(X, R)
+
+
+def test_an_operand_without_a_rule_is_named():
+    f = lambda x: jax.scipy.special.betainc(x, 2.0, 0.5).sum()
+    with pytest.raises(jaxlift.UnsupportedPrimitiveError, match="operand 0 of.*beta"):
+        jaxlift.deeplift(f)(X, X + 1)
+
+
+def test_a_primitive_that_only_a_scope_has_a_rule_for():
+    cumprod = jax.extend.core.primitives.cumprod_p
+    outside = {k: v for k, v in jaxlift.RESCALE.items() if k is not cumprod}
+    rules = jaxlift.scoped(outside, {"head": jaxlift.RESCALE})
+    head = jax.named_scope("head")(lambda x: jnp.cumprod(x).sum())
+    complete(head, rules=rules, tolerance=1e-4)
+    with pytest.raises(jaxlift.UnsupportedPrimitiveError, match="cumprod"):
+        jaxlift.deeplift(lambda x: jnp.cumprod(x).sum(), rules=rules)(X, R)
+
+
+EXPLAINED = {
+    "deeplift": lambda f: lambda x: jaxlift.deeplift(f)(x, 0.0).sum(),
+    "multipliers": lambda f: lambda x: jaxlift.multipliers(f)(x, 0.0).sum(),
+    "shap": lambda f: lambda x: jaxlift.deeplift_shap(f)(x, R[None]).sum(),
+    "tagged": lambda f: lambda x: jaxlift.deeplift(f, at="hidden")(x, R).sum(),
+    "output": lambda f: lambda x: jaxlift.vjp(f, x, R)[0],
+    "jit": lambda f: jax.jit(lambda x: jaxlift.deeplift(f)(x, 0.0).sum()),
+}
+
+
+@pytest.mark.parametrize("name", EXPLAINED)
+def test_derivatives_by_the_input_are_refused(name):
+    explained = EXPLAINED[name](tagging)
+    with pytest.raises(NotImplementedError, match="stop_gradient"):
+        jax.grad(explained)(X)
+    assert (jax.grad(lambda x: explained(lax.stop_gradient(x)))(X) == 0).all()
