@@ -120,21 +120,16 @@ def sort(step: Step, *operands: Any) -> Any:
 
 
 def top_k(step: Step, operand: Pair) -> Any:
-    """The largest k by `ranks`; their indices have no number line."""
-    k, axis = step.params["k"], step.params.get("axis")
+    """The largest k (or smallest) by `ranks`; their indices have no number line.
+
+    Those that are found approximately are explained as if they were exact.
+    """
+    params = step.params
+    k, axis = params["k"], params.get("reduction_dimension", params.get("axis"))
     axis = operand.r.ndim - 1 if axis is None else axis
     weights = ranks(*(jnp.moveaxis(v, axis, -1) for v in operand.ends))
     (x, at_x), (r, at_r) = step.bind(operand.value), step.bind(operand.r)
-    largest = weights[..., ::-1, :][..., :k, :]
-    return [secant(x, r, (_permute(axis), largest, operand)), still(at_x, at_r)]
-
-
-def approx_top_k(step: Step, operand: Pair) -> Any:
-    """The approximately largest (or smallest) k, as if they were exact."""
-    k, axis = step.params["k"], step.params["reduction_dimension"]
-    weights = ranks(*(jnp.moveaxis(v, axis, -1) for v in operand.ends))
-    (x, at_x), (r, at_r) = step.bind(operand.value), step.bind(operand.r)
-    ordered = weights[..., ::-1, :] if step.params["is_max_k"] else weights
+    ordered = weights[..., ::-1, :] if params.get("is_max_k", True) else weights
     best = ordered[..., :k, :]
     return [secant(x, r, (_permute(axis), best, operand)), still(at_x, at_r)]
 

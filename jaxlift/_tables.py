@@ -68,7 +68,7 @@ RESCALE = table(
     dict.fromkeys(existing("cummax", "scatter_max"), _order.any_extremum(+1)),
     dict.fromkeys(existing("cummin", "scatter_min"), _order.any_extremum(-1)),
     dict.fromkeys(existing("argmax", "argmin"), _order.argmax),
-    {P.sort_p: _order.sort, P.top_k_p: _order.top_k, P.approx_top_k_p: _order.approx_top_k},
+    {P.sort_p: _order.sort, P.top_k_p: _order.top_k, P.approx_top_k_p: _order.top_k},
     {P.reduce_p: _order.reduce, P.select_and_gather_add_p: indexed(1)},
     {P.linear_solve_p: _linalg.linear_solve, P.eigh_p: _linalg.eigh, P.svd_p: _linalg.svd},
     dict.fromkeys(existing("ragged_dot_general"), _rules.bilinear),

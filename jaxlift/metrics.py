@@ -39,6 +39,7 @@ from jaxlift._arguments import (
     scalar_output,
     with_target,
 )
+from jaxlift._batches import at_least_one
 
 # --------------------------------------------------------------------- of arrays
 
@@ -323,7 +324,7 @@ def infidelity(
     definition 2.1; the optimal scale as in the authors' implementation.
     """
     output = _scalar(f, target)
-    samples = _positive("samples", samples)
+    samples = at_least_one(samples, "samples")
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must be between 0 and 1, not {fraction}")
 
@@ -382,7 +383,7 @@ def max_sensitivity(explain: Callable, *, radius: float, samples: int = 16) -> C
     estimate.
     """
     check_callable(explain)
-    samples = _positive("samples", samples)
+    samples = at_least_one(samples, "samples")
     if not radius > 0:
         raise ValueError(f"radius must be positive, not {radius}")
 
@@ -556,13 +557,6 @@ def _count(features: int | float, size: int) -> int:
             f"to 1 that is at least one of {size} features, not {features!r}"
         )
     return count
-
-
-def _positive(name: str, number: int) -> int:
-    number = operator.index(number)
-    if number < 1:
-        raise ValueError(f"{name} must be at least 1, not {number}")
-    return number
 
 
 def _scalar(f: Callable, target: Target) -> Callable:

@@ -8,13 +8,14 @@ input and goes to `deeplift`; a set has one more axis in front and goes to
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from jaxlift._batches import at_least_one
 
 Tree = Any
 
@@ -414,7 +415,7 @@ def shuffle_positions(key: jax.Array, x: Any, n: int) -> jax.Array:
             f"x must have the shape (length, channels), not {x.shape}; map over a "
             "batch by jax.vmap"
         )
-    keys = jax.random.split(key, _at_least_one(n, "n"))
+    keys = jax.random.split(key, at_least_one(n, "n"))
     return jax.vmap(lambda key: jax.random.permutation(key, x))(keys)
 
 
@@ -454,7 +455,7 @@ def shuffle_dinucleotides(key: jax.Array, x: Any, n: int) -> jax.Array:
     x = _sequence(x)
     if len(x) == 0:
         raise ValueError("x has no letters to shuffle: its shape is (0, 4)")
-    n = _at_least_one(n, "n")
+    n = at_least_one(n, "n")
     letters = jnp.where(jnp.any(x != 0, -1), jnp.argmax(x, -1), _N).astype(jnp.int32)
     counts = jnp.zeros((_LETTERS, _LETTERS), jnp.float32)
     counts = counts.at[letters[:-1], letters[1:]].add(1)
@@ -593,15 +594,8 @@ def _count(data: Tree) -> int:
     return count
 
 
-def _at_least_one(n: int, name: str) -> int:
-    n = operator.index(n)
-    if n < 1:
-        raise ValueError(f"{name} must be at least 1, not {n}")
-    return n
-
-
 def _up_to(total: int, n: int, name: str) -> int:
-    n = _at_least_one(n, name)
+    n = at_least_one(n, name)
     if n > total:
         raise ValueError(f"{name} is {n}, but data has {total} examples only")
     return n
