@@ -40,7 +40,7 @@ def quotient(fa, fb, a, b, at_equal):
     """`(fa - fb) / (a - b)`, and `at_equal` where `a == b`."""
     d = a - b
     equal = (a == b) | (d == 0)  # XLA flushes a denormal d to 0
-    s = jnp.where(abs(d) == jnp.inf, 0.5, 1)  # huge opposite points
+    s = 1 - 0.5 * (abs(d) == jnp.inf).astype(d.dtype)  # huge opposite points
     slope = (s * fa - s * fb) / jnp.where(equal, 1, s * a - s * b)
     return jnp.where(equal, at_equal, slope)
 

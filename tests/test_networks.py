@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from networks import NETWORKS
+from sampling import alternating
 
 import jaxlift
 
@@ -54,8 +55,7 @@ def references(x):
     ]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name, dtype", alternating(NETWORKS))
 def test_complete_and_gradient_limit(name, dtype, x64):
     make, shape = NETWORKS[name]
     f = make()
@@ -80,7 +80,8 @@ def test_gradient_limit_at_kinks(name):
     f = make()
     g = lambda x: f(x).sum()
     x = jnp.zeros(shape)
-    np.testing.assert_array_equal(jaxlift.multipliers(g)(x, x), jax.grad(g)(x))
+    multipliers = jax.jit(jaxlift.multipliers(g))(x, x)
+    np.testing.assert_array_equal(multipliers, jax.jit(jax.grad(g))(x))
 
 
 @pytest.mark.parametrize("name", ["mlp_silu", "cnn_max_overlapping", "encoder", "gru"])
@@ -92,11 +93,11 @@ def test_jit_and_vmap_change_nothing(name):
     once = jax.jit(g)
     loop = np.stack([[once(x, r) for r in rs] for x in xs])
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-    if name != "encoder":  # its many small steps are slow one by one
+    if name != "encoder":  # its many small steps are slow to compile, and to run
         close(g(xs[0], rs[0]), loop[0, 0])
-    close(jax.jit(jax.vmap(g, (0, None)))(xs, rs[0]), loop[:, 0])
-    close(jax.jit(jax.vmap(g, (None, 0)))(xs[0], rs), loop[0])
-    close(jax.jit(jax.vmap(g))(xs[:2], rs), loop[[0, 1], [0, 1]])
+        close(jax.jit(jax.vmap(g, (0, None)))(xs, rs[0]), loop[:, 0])
+        close(jax.jit(jax.vmap(g, (None, 0)))(xs[0], rs), loop[0])
+        close(jax.jit(jax.vmap(g))(xs[:2], rs), loop[[0, 1], [0, 1]])
     over_both = jax.vmap(jax.vmap(g, (None, 0)), (0, None))
     close(jax.jit(over_both)(xs, rs), loop)
 

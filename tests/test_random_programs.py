@@ -20,7 +20,7 @@ from jax import lax
 
 import jaxlift
 
-FIXED, GROUP = 240, 15  # programs of every run, and in one test
+FIXED, GROUP = 200, 20  # programs of every run, and in one test
 COMPILED = 4  # programs that are compiled whole as well
 SHAPES = {"v": (4,), "m": (3, 4), "s": ()}
 EPS = np.finfo(np.float64).eps
