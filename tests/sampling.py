@@ -6,11 +6,11 @@ ALL = bool(os.environ.get("JAXLIFT_ALL"))
 
 
 def alternating(names, dtypes=("float64", "float32")):
-    """Each name with one dtype, the dtypes in turn."""
+    """Each name with one dtype, the dtypes in turn; ordered by dtype."""
     return [
         (name, dtype)
-        for n, name in enumerate(names)
         for k, dtype in enumerate(dtypes)
+        for n, name in enumerate(names)
         if ALL or n % len(dtypes) == k
     ]
 

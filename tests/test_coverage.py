@@ -1,6 +1,6 @@
 """Every differentiable function of JAX: complete, finite, and the gradient's limit.
 
-The default run takes each in one dtype, and every twelfth with RevealCancel.
+The default run takes each in one dtype, and every 24th with RevealCancel.
 """
 
 import functions
@@ -226,7 +226,7 @@ def test_the_table_is_large():
 # Newton's method, step by step: each step's parts are larger than the last one's, until
 # they overflow. RESCALE explains it; `scoped` can choose it for such a part of a model.
 _OUTGROWN = {"root"}
-REVEALED = every(12, (name for name in FUNCTIONS if name not in _OUTGROWN))
+REVEALED = every(24, (name for name in FUNCTIONS if name not in _OUTGROWN))
 
 
 def _mixed(domain):

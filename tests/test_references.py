@@ -404,7 +404,7 @@ ERRORS = {
     "half a shuffle": (
         lambda: references.shuffle_positions(KEY, X, 2.5),
         TypeError,
-        "integer",
+        "n must be an int",
     ),
     "integer letters": (
         lambda: references.uniform_bases(INTS),
