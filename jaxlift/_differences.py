@@ -38,11 +38,11 @@ def wide(x):
 
 def quotient(fa, fb, a, b, at_equal):
     """`(fa - fb) / (a - b)`, and `at_equal` where `a == b`."""
-    d = a - b
-    equal = (a == b) | (d == 0)  # XLA flushes a denormal d to 0
-    s = 1 - 0.5 * (abs(d) == jnp.inf).astype(d.dtype)  # huge opposite points
-    slope = (s * fa - s * fb) / jnp.where(equal, 1, s * a - s * b)
-    return jnp.where(equal, at_equal, slope)
+    # By halves: the difference of huge opposite points is finite. The division comes
+    # last: XLA keeps what a division makes, and repeats what a selection makes.
+    run, rise = 0.5 * a - 0.5 * b, 0.5 * fa - 0.5 * fb
+    equal = (a == b) | (run == 0)  # XLA flushes a denormal run to 0
+    return jnp.where(equal, at_equal, rise) / jnp.where(equal, 1, run)
 
 
 def _settle(fa, fb, a, b, near):
@@ -51,7 +51,8 @@ def _settle(fa, fb, a, b, near):
     return jnp.where(apart, quotient(fa, fb, a, b, near), near)
 
 
-def _gap(a, b):
+def gap(a, b):
+    """`|a - b|`, 0 for the same infinity."""
     return jnp.where(a == b, 0, abs(a - b))
 
 
@@ -106,30 +107,41 @@ def _smooth(f, reach):
 
 
 # --- Exponentials ---------------------------------------------------------------------
-# Transcendental functions of each point, which its value needs as well, and one of the
-# difference: t(h) = tanh(h) / h, and decay(d) = (1 - e^-|d|) / |d|.  M = max(|a|, |b|).
-#   e^a - e^b         = (e^a + e^b) tanh(d/2)
-#   s(a) - s(b)       = (s(a) s(-b) + s(b) s(-a)) tanh(d/2)        (s the logistic)
-#   tanh a - tanh b   = (1 - tanh a tanh b) tanh d
+# Transcendental functions of each point only, which its value needs as well.
+# With d = |a - b|, t(h) = tanh(h) / h, M = max(|a|, |b|), s the logistic:
+#   e^a - e^b         = (e^a + e^b)/2 t(d/2) d
+#   s(a) - s(b)       = (s(a) s(-b) + s(b) s(-a))/2 t(d/2) d
+#   tanh a - tanh b   = (1 - tanh a tanh b) t(d) d
 #   sinh a - sinh b   = e^M/2 (1 + e^-|a+b|) (1 - e^-d)
 #   cosh a - cosh b   = e^M/2 (1 - e^-|a+b|) (1 - e^-d), signed as (a+b)(a-b)
+# Close to each other t is a fraction; further apart the values do not cancel.
+
+
+def by_tanh(h, mean, rise, run):
+    """`mean tanh(h) / h` while `h < 1/2`, from there on `rise / run`.
+
+    By the convergent of Lambert's continued fraction, tanh(h) / h = 1 / (1 + c_1 h^2 /
+    (1 + c_2 h^2 / ...)), c_k = 1 / (4 k^2 - 1), that is off by less than eps / 2.
+    """
+    near, z = h < 0.5, h * h
+    over = under = jnp.ones_like(z)
+    for k in range(3 if z.dtype == np.float32 else 7, 0, -1):
+        over, under = under, under + z * (1 / (4 * k * k - 1)) * over
+    return jnp.where(near, mean * over, rise) / jnp.where(near, under, run)
 
 
 def _decay(d):
     return _over(-lax.expm1(-abs(d)), abs(d), 1)
 
 
-def _tanh_over(h):
-    return _over(lax.tanh(h), h, 1)
-
-
 def _exp(a, b, **_):
-    return (0.5 * lax.exp(a) + 0.5 * lax.exp(b)) * _tanh_over(_gap(a, b) / 2)
+    ea, eb = lax.exp(a), lax.exp(b)
+    return by_tanh(gap(a, b) / 2, 0.5 * ea + 0.5 * eb, ea - eb, a - b)
 
 
 def _exp2(a, b, **_):
     ln2 = math.log(2)
-    return lax.exp2(jnp.maximum(a, b)) * (ln2 * _decay(ln2 * _gap(a, b)))
+    return lax.exp2(jnp.maximum(a, b)) * (ln2 * _decay(ln2 * gap(a, b)))
 
 
 def _logistic(a, b, **_):
@@ -139,15 +151,17 @@ def _logistic(a, b, **_):
         return s, jnp.where(x > 0, lax.exp(-x) * s, 1 - s)
 
     (sa, ra), (sb, rb) = both(a), both(b)
-    return 0.5 * (sa * rb + sb * ra) * _tanh_over(_gap(a, b) / 2)
+    rise = jnp.where((a > 0) & (b > 0), rb - ra, sa - sb)
+    return by_tanh(gap(a, b) / 2, 0.5 * (sa * rb + sb * ra), rise, a - b)
 
 
 def _tanh(a, b, **_):
     ta, tb = abs(lax.tanh(a)), abs(lax.tanh(b))
     # u = 1 - |tanh a| = e^(-2|a|) (1 + |tanh a|), and v; 1 - (1-u)(1-v) = u + v - uv.
     u, v = lax.exp(-2 * abs(a)) * (1 + ta), lax.exp(-2 * abs(b)) * (1 + tb)
-    opposite = lax.sign(a) * lax.sign(b) < 0
-    return jnp.where(opposite, 1 + ta * tb, u + v - u * v) * _tanh_over(_gap(a, b))
+    opposite, d = (a < 0) != (b < 0), gap(a, b)
+    mean = jnp.where(opposite, 1 + ta * tb, u + v - u * v)
+    return by_tanh(d, mean, jnp.where(opposite, ta + tb, abs(u - v)), d)
 
 
 def _half_exp(a, b):
@@ -157,11 +171,11 @@ def _half_exp(a, b):
 
 
 def _sinh(a, b, **_):
-    return _half_exp(a, b) * _decay(_gap(a, b)) * (1 + lax.exp(-abs(a + b)))
+    return _half_exp(a, b) * _decay(gap(a, b)) * (1 + lax.exp(-abs(a + b)))
 
 
 def _cosh(a, b, **_):
-    return _half_exp(a, b) * _decay(_gap(a, b)) * ((a + b) * _decay(a + b))
+    return _half_exp(a, b) * _decay(gap(a, b)) * ((a + b) * _decay(a + b))
 
 
 # --- Logarithms -----------------------------------------------------------------------
@@ -181,7 +195,7 @@ def _log_over(d, k):
 
 
 def _log(a, b, **_):
-    return _log_over(_gap(a, b), 1 / jnp.minimum(a, b))
+    return _log_over(gap(a, b), 1 / jnp.minimum(a, b))
 
 
 def _log2(a, b, **_):
@@ -189,17 +203,17 @@ def _log2(a, b, **_):
 
 
 def _log1p(a, b, **_):
-    return _log_over(_gap(a, b), 1 / (1 + jnp.minimum(a, b)))
+    return _log_over(gap(a, b), 1 / (1 + jnp.minimum(a, b)))
 
 
 def _atanh(a, b, **_):
     high, low = jnp.maximum(a, b), jnp.minimum(a, b)
-    return _log_over(_gap(a, b), 2 / ((1 - high) * (1 + low))) / 2
+    return _log_over(gap(a, b), 2 / ((1 - high) * (1 + low))) / 2
 
 
 def _log_of_sum(a, b, ca, cb):
     k = 1 + (a / 2 + b / 2) / (ca / 2 + cb / 2)
-    return _log_over(_gap(a, b), k / jnp.minimum(a + ca, b + cb))
+    return _log_over(gap(a, b), k / jnp.minimum(a + ca, b + cb))
 
 
 def _asinh(a, b, **_):
@@ -235,19 +249,19 @@ def _cos(a, b, **_):
 
 
 def _wave(fa, fb, a, b, mean):
-    h = jnp.clip(_gap(a, b) / 2, max=1)
+    h = jnp.clip(gap(a, b) / 2, max=1)
     near = mean * _over(lax.tan(h), h, 1)
     return jnp.where(h < 1, near, quotient(fa, fb, a, b, near))
 
 
 def _tan(a, b, **_):
-    fa, fb, d = lax.tan(a), lax.tan(b), jnp.clip(_gap(a, b), max=1)
+    fa, fb, d = lax.tan(a), lax.tan(b), jnp.clip(gap(a, b), max=1)
     near = (1 + fa * fb) * _over(lax.tan(d), d, 1)
     return jnp.where(d < 1, near, quotient(fa, fb, a, b, near))
 
 
 def _asin(a, b, **_):
-    x, y, d = abs(a), abs(b), _gap(a, b)
+    x, y, d = abs(a), abs(b), gap(a, b)
     cx, cy = lax.sqrt((1 - x) * (1 + x)), lax.sqrt((1 - y) * (1 + y))
     k = _over(x + y, x * cy + y * cx, 1)
     near = _over(jnp.arctan2(d * k, cx * cy + x * y), d, 1 / cx)
@@ -266,11 +280,12 @@ def _angle(fa, fb, a, b, turn, held):
     Below half a radian from the vectors' cross and inner product. Scaled, these do not
     overflow, and a sine that underflows is small enough for the derivative.
     """
-    d, scale = _gap(a, b), jnp.maximum(abs(held), jnp.maximum(abs(a), abs(b)))
+    d, scale = gap(a, b), jnp.maximum(abs(held), jnp.maximum(abs(a), abs(b)))
     h = held / scale
     sine, cosine = h * (d / scale), h * h + (a / scale) * (b / scale)
     d = jnp.where(sine == 0, 0, d)
-    near = turn * _over(jnp.arctan2(sine, cosine), d, h / cosine / scale)
+    angle = lax.atan(sine / jnp.where(cosine == 0, 1, cosine))
+    near = turn * _over(angle, d, h / cosine / scale)
     largest = jnp.maximum(abs(fa), abs(fb))
     apart = (2 * abs(fa - fb) >= jnp.minimum(largest, 1)) | (cosine == 0)
     return jnp.where(apart, quotient(fa, fb, a, b, near), near)
@@ -329,15 +344,15 @@ def _pow_x(a, b, y, **_):
     larger = jnp.where(abs(fa) > abs(fb), fa, fb)
     rate = y * _log(x0, x1)
     fold = quotient(x0, x1, a, b, jnp.sign(a))
-    near = larger * rate * _decay(rate * _gap(x0, x1)) * fold
-    near = jnp.where(_gap(a, b) == 0, y * jnp.power(a, y - 1), near)
+    near = larger * rate * _decay(rate * gap(x0, x1)) * fold
+    near = jnp.where(gap(a, b) == 0, y * jnp.power(a, y - 1), near)
     return jnp.where(y == 0, 0, _settle(fa, fb, a, b, near))
 
 
 def _pow_y(a, b, x, **_):
     fa, fb = jnp.power(x, a), jnp.power(x, b)
     log = lax.log(jnp.where(x == 0, 1, x))
-    near = jnp.maximum(fa, fb) * log * _decay(log * _gap(a, b))
+    near = jnp.maximum(fa, fb) * log * _decay(log * gap(a, b))
     return jnp.where(x > 0, near, quotient(fa, fb, a, b, near))
 
 
@@ -419,20 +434,25 @@ def _rem_c(a, b, x, **_):
 
 
 def _erf(a, b, **_):
-    # With s = +-1 such that the larger point is positive, and m the smaller:
-    # near, 2/sqrt(pi) e^-m^2 times the mean of e^-t(2m + t), t from 0 to M - m;
-    # far, the quotient of erfc(s x), whose relative accuracy the tail needs.
-    s = jnp.where(a + b < 0, -1, 1).astype(jnp.result_type(a, b))
-    a, b = s * a, s * b
-    m, d = jnp.minimum(a, b), _gap(a, b)
-    near = d * (1 + abs(m)) < 0.5
-    m = jnp.clip(m, -30, 30)  # e^-900 is 0
-    inner = _mean(lambda t: lax.exp(-t * (2 * m + t)), jnp.where(near, d, 0), 0 * d)
-    head = jnp.round(m * 16) / 16  # head^2 is exact
-    peak = lax.exp(-head * head) * lax.exp((head - m) * (head + m))
-    slope = 2 / math.sqrt(math.pi) * peak * inner
-    near |= a == b
-    return jnp.where(near, slope, -quotient(lax.erfc(a), lax.erfc(b), a, b, slope))
+    # The mean of 2/sqrt(pi) e^-t^2 between the points. With c = (a + b)/2, h = d/2 and
+    # H_k Hermite's polynomials, it is 2/sqrt(pi) e^-c^2 sum_j H_2j(c) h^2j / (2j + 1)!;
+    # beyond, the quotient of values whose relative accuracy the tail needs.
+    d, opposite = gap(a, b), (a < 0) != (b < 0)
+    ea, eb = lax.erfc(abs(a)), lax.erfc(abs(b))
+    rise = jnp.where(opposite, 2 - ea - eb, abs(ea - eb))
+    a, b = jnp.clip(a, -30, 30), jnp.clip(b, -30, 30)  # e^-900 is 0
+    near = d * (1 + jnp.minimum(abs(a), abs(b))) < 0.5
+    head = jnp.round(8 * (a + b)) / 16  # head^2 is exact
+    low = ((a - head) + (b - head)) / 2
+    peak = lax.exp(-head * head) * lax.exp(-low * (2 * head + low))
+    x, y = (head + low) * d, d * d / 2
+    last, term = jnp.ones_like(x), x  # H_k(c) h^k / k!
+    total = last
+    for k in range(2, 11 if x.dtype == np.float32 else 17):
+        last, term = term, (x * term - y * last) * (1 / k)
+        total = total if k % 2 else total + term * (1 / (k + 1))
+    mean = 2 / math.sqrt(math.pi) * peak * total
+    return jnp.where(near, mean, rise) / jnp.where(near, 1, d)
 
 
 def _erf_inv(a, b, **_):

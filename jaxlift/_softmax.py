@@ -17,10 +17,10 @@ logsumexp is one step. With `L, L0` its values, `S = e^L`, `S0 = e^L0`:
     D_exp(a, b)  = e^max(a, b) decay(a - b),    decay(d) = (1 - e^-|d|) / |d|
     M_j = e^(max(x_j, r_j) - max(L, L0)) decay(x_j - r_j) / decay(L - L0)
 
-where `e^max decay(d)` is computed as `(e^x_j + e^r_j) / 2 tanh(d/2) / (d/2)`, so that
-exponentials are of one point each. No exponent is positive, since `x_j <= L` and
-`r_j <= L0`; nothing over- or underflows, and at `x = r` this is the softmax, the
-derivative.
+where `D_exp` is computed as `(e^x_j + e^r_j) / 2 tanh(d/2) / (d/2)` up close and as the
+quotient further apart, so that exponentials are of one point each. No exponent is
+positive, since `x_j <= L` and `r_j <= L0`; nothing over- or underflows, and at `x = r`
+this is the softmax, the derivative.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from jax import lax
 from jax.extend import core
 from jax.extend.core import primitives as P
 
-from jaxlift._differences import DIFFERENCES, wide
+from jaxlift._differences import DIFFERENCES, by_tanh, gap, wide
 from jaxlift._interpret import Origins, Step, lazy
 from jaxlift._rules import elementwise
 from jaxlift._values import (
@@ -54,15 +54,14 @@ from jaxlift._values import (
 RESHAPES = (P.broadcast_in_dim_p, P.reshape_p, P.squeeze_p, P.convert_element_type_p)
 
 
-def _mean_exp(a, b):
-    """`2 D_exp(a, b) / (e^a + e^b) = tanh(h) / h`, `h = (a - b) / 2`."""
-    h = jnp.where(a == b, 0, (a - b) / 2)
-    return jnp.where(h == 0, 1, jnp.tanh(h) / jnp.where(h == 0, 1, h))
+def _of_exp(ea, eb, a, b):
+    """D_exp(a, b) of exponentials that are known."""
+    return by_tanh(gap(a, b) / 2, 0.5 * (ea + eb), ea - eb, a - b)
 
 
 def _decay(a, b):
     """`(1 - e^-|a-b|) / |a-b|`, the divided difference of exp from there to 0."""
-    return DIFFERENCES[P.exp_p][0](jnp.where(a == b, 0, -abs(a - b)), jnp.zeros_like(a))
+    return DIFFERENCES[P.exp_p][0](-gap(a, b), jnp.zeros_like(a))
 
 
 class _Point:
@@ -108,9 +107,8 @@ class _LogSumExp:
             density = jnp.where(turned, slope, jnp.sign(s) * density)
         self.unit, self.unit0 = (density * jnp.exp(v - top) for v in (own, own0))
         # D_exp, of exponentials of one point each.
-        mean = 0.5 * self.unit * self.point.terms
-        mean += 0.5 * self.unit0 * self.point0.terms
-        self.weights = mean * _mean_exp(self.x, self.r)
+        high, low = self.unit * self.point.terms, self.unit0 * self.point0.terms
+        self.weights = _of_exp(high, low, self.x, self.r)
 
     def alone(self) -> Pair:
         """logsumexp, the axes kept with size 1."""
@@ -147,7 +145,7 @@ class _LogSumExp:
         """`exp(log_softmax(operand))`."""
         point, point0 = self.point, self.point0
         value, reference = (p.powers / p.sum for p in (point, point0))
-        slope = 0.5 * (value + reference) * _mean_exp(point.log_p, point0.log_p)
+        slope = _of_exp(value, reference, point.log_p, point0.log_p)
         return self._step(value, reference, slope, dtype)
 
     def _step(self, value: Any, reference: Any, slope: Any, dtype: Any) -> Pair:
