@@ -131,11 +131,7 @@ class Split(Pair):
                 value, reference, attach(carrier, weights, (self.pos, self.neg))
             )
         up, down = narrow(up, value), narrow(down, value)
-        if (
-            {"increasing", "bounded"} <= piece.traits
-            or isinstance(up, float)
-            and up >= 0
-        ):
+        if {"increasing", "total"} <= piece.traits or isinstance(up, float) and up >= 0:
             parts = scale(up, self.pos), scale(down, self.neg)
             return Split(value, reference, *(v.astype(value.dtype) for v in parts))
         impacts = [  # an infinite slope (sqrt at 0) of what did not move: none
@@ -209,7 +205,7 @@ def _over_orders(piece: Piece) -> tuple[Slope, Slope]:
     if isinstance(up, float):
         return up, down
     ways = [(up, down_last), (up_last, down)]
-    if "bounded" in piece.traits:
+    if "total" in piece.traits:
         defined = [jnp.isfinite(halfway) for halfway in piece.values[2:]]
     else:
         defined = [jnp.isfinite(sum(way)) for way in ways]
@@ -232,12 +228,21 @@ def _weighted_sum(up: Slope, down: Slope, *tangents: Array) -> Array:
 def _sided(
     value: Array, ups: Sequence[tuple], downs: Sequence[tuple]
 ) -> tuple[Array, Array]:
-    """What arrives on either side of a value from terms `(map, weight, part)`."""
+    """What arrives on either side of a value from terms `(map, weight, part)`.
+
+    Either side of a weight is made once: the way back keeps what it is made of.
+    """
+    kept = [_at_least_0(w) for _, w, _ in ups]
+    crossed = [_at_most_0(w) if _has_sign(w) else None for _, w, _ in ups]
 
     def total(same, crossing):
-        kept = [m(_at_least_0(w), part) for m, w, part in same]
-        crossed = [m(_at_most_0(w), part) for m, w, part in crossing if _has_sign(w)]
-        return add(*kept, *crossed).astype(value.dtype)
+        stay = [m(w, part) for w, (m, _, part) in zip(kept, same, strict=True)]
+        cross = [
+            m(w, part)
+            for w, (m, _, part) in zip(crossed, crossing, strict=True)
+            if w is not None
+        ]
+        return add(*stay, *cross).astype(value.dtype)
 
     return total(ups, downs), total(downs, ups)
 

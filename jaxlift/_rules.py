@@ -224,8 +224,9 @@ SUMS = frozenset(existing("polynomial"))
 AFFINE = LINEAR | {P.neg_p, P.mul_p, P.div_p, P.copy_p, P.reduce_precision_p}
 _BOTH = {P.add_p, P.add_jaxvals_p, P.convert_element_type_p, P.copy_p, P.max_p, P.min_p}
 _BOTH |= {P.clamp_p, P.tanh_p, P.logistic_p, P.erf_p, P.atan_p, P.asinh_p}
-TRAITS = {  # what is known of a primitive's slopes, in each of its operands
-    "bounded": _BOTH | {P.sub_p, P.neg_p, P.abs_p, P.erfc_p, P.sin_p, P.cos_p},
+_TOTAL = {P.sub_p, P.neg_p, P.abs_p, P.erfc_p, P.sin_p, P.cos_p, P.mul_p, P.square_p}
+TRAITS = {  # what is known of a primitive, in each of its operands
+    "total": _BOTH | _TOTAL,
     "increasing": _BOTH | {P.exp_p, P.expm1_p, P.log_p, P.log1p_p, P.sqrt_p},
 }
 
@@ -327,7 +328,8 @@ def extend(step: Step, operands: Sequence) -> Piece:
     if not affine:
         order = 2 if order or len(players) > 1 else 1
     known = {trait for trait, those in TRAITS.items() if step.primitive in those}
-    known |= {"bounded"} if affine else set()
+    power = step.primitive is P.integer_pow_p and step.params["y"] >= 0
+    known |= {"total"} if affine or power else set()
     traits = frozenset(known).intersection(*(pieces[k].traits for k in players))
     return first.extended(values, slope, order, traits)
 
@@ -467,7 +469,7 @@ def _select_piece(step: Step, predicate: Any, cases: Sequence) -> Piece:
         crossing = first.extended(values, None, 0).slope(k)
         return jnp.where(which == before, chosen, crossing)
 
-    traits = frozenset(["bounded"]).intersection(*(piece.traits for piece in pieces))
+    traits = frozenset(["total"]).intersection(*(piece.traits for piece in pieces))
     return first.extended(values, slope, order, traits)
 
 

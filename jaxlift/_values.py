@@ -233,7 +233,7 @@ class Piece(Varying):
     None where the function is discrete (a comparison, a rounding), whose slope is the
     quotient of its exact values. `order` is 0 for an affine function, 1 for one
     non-linear primitive of such, 2 for what is composed of several. `traits` is what
-    is known of its slopes: `"bounded"`, so that it is finite wherever its root is,
+    is known of it: `"total"`, finite with its slopes at every number that is not huge,
     `"increasing"`. (Reps and Rall 2003, computational divided differencing: values and
     differences are carried together, as duals are.)
     """
@@ -255,7 +255,7 @@ class Piece(Varying):
     def identity(cls, root: Pair) -> Piece:
         """The function that returns its root."""
         points = root.points
-        traits = frozenset(("bounded", "increasing"))
+        traits = frozenset(("total", "increasing"))
         return cls(root, points, points, lambda k: 1.0, 0, traits)
 
     def extended(
@@ -296,11 +296,14 @@ class Piece(Varying):
         ):
             return slope
 
-        def apart(u, v):
-            return abs(u - v) >= 0.5 * jnp.maximum(abs(u), abs(v))
+        # By halves: the difference of huge opposite values is finite.
+        run, rise = 0.5 * a - 0.5 * b, 0.5 * fa - 0.5 * fb
 
-        far = (a != b) & apart(a, b) & apart(fa, fb)
-        return jnp.where(far, quotient(fa, fb, a, b, 0.0), slope)
+        def apart(u, v, half):
+            return abs(half) >= 0.25 * jnp.maximum(abs(u), abs(v))
+
+        far = (run != 0) & apart(a, b, run) & apart(fa, fb, rise)
+        return jnp.where(far, rise, slope) / jnp.where(far, run, 1)
 
     @functools.cached_property
     def pair(self) -> Pair:
