@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.tree_util import Partial
 
 from jaxlift import _compat
@@ -443,8 +444,11 @@ def _evaluate(
     y, pullback, (y_reference, aux, tagged) = jax.vjp(outputs, xs, seeds, has_aux=True)
     if rules != GRADIENT:  # whose derivatives can be differentiated
         given = [v for v in (*leaves, *consts) if jnp.issubdtype(v.dtype, jnp.inexact)]
-        given = (given, references)
-        y, y_reference, aux, tagged = _final((y, y_reference, aux, tagged), given)
+        # A custom_jvp inside jit refuses a NumPy array that vmap maps over: it gets
+        # copies, and of what is given no elements, just the tangents.
+        given = jax.tree.map(lambda v: lax.broadcast(v, (0,)), (given, references))
+        made = jax.tree.map(jnp.copy, (y, y_reference, aux, tagged))
+        y, y_reference, aux, tagged = _final(made, given)
         pullback = Partial(_final_pullback, pullback, given)
     return _Evaluation(y, y_reference, kept(aux), tagged, pullback)
 

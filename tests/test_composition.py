@@ -229,3 +229,37 @@ def test_derivatives_by_the_input_are_refused(name):
     with pytest.raises(NotImplementedError, match="stop_gradient"):
         jax.grad(explained)(X)
     assert (jax.grad(lambda x: explained(lax.stop_gradient(x)))(X) == 0).all()
+
+
+# ------------------------------------------------- NumPy arrays, mapped over inside jit
+
+ROWS, ROWS0 = (np.stack([v, 2 * v, -v]).astype(np.float32) for v in (X, R))
+
+
+def returning_argument(x):
+    return jnp.sum(jnp.tanh(x)), {"argument": x, "scale": 2}
+
+
+MAPPED = {
+    "deeplift": jaxlift.deeplift(tagging),
+    "multipliers": jaxlift.multipliers(tagging),
+    "tagged": jaxlift.deeplift(tagging, at="hidden"),
+    "aux": jaxlift.deeplift(returning_argument, has_aux=True),
+    "vjp": lambda x, r: jaxlift.vjp(tagging, x, reference=r)[0],
+    "parts": lambda x, r: jaxlift.parts(tagging)(x, r).pos_to_pos,
+    "set": lambda x, r: jaxlift.deeplift_shap(tagging)(x, jnp.stack([r, 0 * r])),
+    "integrated gradients": jaxlift.integrated_gradients(tagging),
+    "scalar": lambda x, r: jaxlift.deeplift(lambda s: s)(x[0], r[0]),
+    "relu": jaxlift.deeplift(lambda x: jax.nn.relu(x).sum()),
+}
+
+
+@pytest.mark.parametrize("name", MAPPED)
+def test_closed_over_numpy_arrays(name):
+    mapped = jax.vmap(MAPPED[name])
+    inside = jax.jit(lambda: mapped(ROWS, ROWS0))()
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6),
+        inside,
+        mapped(jnp.asarray(ROWS), jnp.asarray(ROWS0)),
+    )
