@@ -246,8 +246,10 @@ def _evaluate(context: Context, eqn: core.JaxprEqn, operands: list) -> list:
         outputs = apply(rule, Step(eqn, context), operands)
         outputs = outputs if eqn.primitive.multiple_results else [outputs]
     for k, output in enumerate(outputs):
-        # The innermost equation counts: a call only hands on what its body made.
-        context.origins.setdefault(id(output), Origin(output, eqn, operands, k))
+        # What comes out as it went in (a constant that is stopped) was not made here.
+        if all(output is not operand for operand in operands):
+            # The innermost equation counts: a call only hands on what its body made.
+            context.origins.setdefault(id(output), Origin(output, eqn, operands, k))
     return outputs
 
 

@@ -1,6 +1,6 @@
 """Every differentiable function of JAX: complete, finite, and the gradient's limit.
 
-The default run takes each in one dtype, and every 24th with RevealCancel.
+The default run takes each in one dtype, and samples for RevealCancel and outside jit.
 """
 
 import functions
@@ -205,6 +205,19 @@ UNSUPPORTED = {
     "zeta": "has none; the custom_jvp around it has, and is explained along the path",
     "custom_lin": "appears while JAX differentiates, in no traced function",
 }
+
+
+@pytest.mark.parametrize("name", every(48, FUNCTIONS))
+def test_outside_jit(name):
+    """Step by step, where JAX hands on what a step leaves as it is."""
+    f, domain = FUNCTIONS[name]
+    (x, *_), (r, *_) = _points(domain)
+    _forget("float64")
+    with jax.enable_x64(True):
+        (ct,) = _cotangents(f, x[None])
+        explain = jaxlift.deeplift(lambda x: (ct * f(x)).sum())
+        outside, inside = explain(x, r), jax.jit(explain)(x, r)
+    np.testing.assert_allclose(outside, inside, rtol=1e-9, atol=1e-9)
 
 
 def test_every_public_primitive_has_a_rule_or_a_reason():
