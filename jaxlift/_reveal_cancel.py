@@ -197,20 +197,21 @@ def _over_orders(piece: Piece) -> tuple[Slope, Slope]:
     """The slopes over either part, each the mean over the orders that are defined.
 
     The value halfway may not be finite (a variance may be negative there, an exponent
-    too large). Where neither order is defined, both parts get the slope of the whole
-    way. The mean is a quotient on purpose: what ends in a division XLA keeps for the
-    way back, what ends in a sum it would evaluate again, from all that it consists of.
+    too large) unless the function is total. Where neither order is defined, both parts
+    get the slope of the whole way. The mean is a quotient on purpose: what ends in a
+    division XLA keeps for the way back, what ends in a sum it would evaluate again,
+    from all that it consists of.
     """
     up, up_last, down, down_last = map(piece.best_slope, range(4))
     if isinstance(up, float):
         return up, down
-    ways = [(up, down_last), (up_last, down)]
     if "total" in piece.traits:
-        defined = [jnp.isfinite(halfway) for halfway in piece.values[2:]]
-    else:
-        defined = [jnp.isfinite(sum(way)) for way in ways]
-        ways.append((piece.best_slope(4),) * 2)
-        defined.append(~(defined[0] | defined[1]))
+        # Hidden, or XLA would divide by multiplying.
+        two = lax.optimization_barrier(jnp.asarray(2, jnp.result_type(up)))
+        return (up + up_last) / two, (down + down_last) / two
+    ways = [(up, down_last), (up_last, down), (piece.best_slope(4),) * 2]
+    defined = [jnp.isfinite(sum(way)) for way in ways[:2]]
+    defined.append(~(defined[0] | defined[1]))
     count = sum(ok.astype(jnp.result_type(up)) for ok in defined)
 
     def mean(slopes):
@@ -278,7 +279,7 @@ def opening(step: Step, *operands: Any) -> Pair:
     the paper calls `w+' m_pos + w-' m_neg`, mirrored for `dx < 0`, half of each at 0.
     """
     varying = [isinstance(operand, Pair) for operand in operands]
-    if all(varying):
+    if all(varying) or jnp.issubdtype(step.out_dtype, jnp.complexfloating):
         return bilinear(step, *operands)
     k = varying.index(True)
     pair, weights = operands[k], operands[1 - k]

@@ -196,3 +196,31 @@ def test_rules_by_name_scope():
     assert abs(in_head - explain(reveal)).max() > 1e-3
     elsewhere = explain(jaxlift.scoped(rescale, {"tail": reveal}))
     np.testing.assert_array_equal(elsewhere, explain(rescale))
+
+
+MIX = np.array(jax.random.normal(KEYS[4], (5, 5)))
+SEEN = np.array([True, True, False, True, False])
+UNUSUAL = {  # behind weights that open a split
+    "masked softmax": lambda z: jax.nn.softmax(jnp.where(SEEN, z, -jnp.inf))[0],
+    "masked softmax of products": lambda z: (
+        jax.nn.softmax(jnp.where(SEEN, z * z[::-1], -jnp.inf)) @ z
+    ),
+    "masked maximum": lambda z: jnp.max(z, initial=-jnp.inf, where=SEEN),
+    "what stays at infinity": lambda z: jnp.tanh(jnp.where(SEEN, z, jnp.inf)).sum(),
+    "what stays below": lambda z: (
+        jax.nn.relu(jnp.where(SEEN, z, -jnp.inf)).sum()
+        + jnp.where(SEEN, jnp.square(jnp.where(SEEN, z, jnp.inf)), 0).sum()
+    ),
+    "complex solve": lambda z: abs(jnp.linalg.solve(np.eye(5) + 0.1j * MIX, z)).sum(),
+    "complex product": lambda z: abs((1j * MIX) @ jnp.fft.fft(z)).sum(),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_masks_and_complex_numbers(name, x64):
+    f = lambda x: UNUSUAL[name](MIX @ x)
+    x, r = jax.random.normal(KEYS[0], (5,)), jax.random.normal(KEYS[1], (5,))
+    c = jaxlift.deeplift(f, rules=jaxlift.REVEAL_CANCEL)(x, r)
+    np.testing.assert_allclose(c.sum(), f(x) - f(r), rtol=1e-12)
+    parts = jaxlift.parts(f)(x, r)
+    assert np.isfinite(parts).all()
