@@ -6,6 +6,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import jax
+import numpy as np
 import pytest
 
 
@@ -21,3 +22,10 @@ def _small_processes():
     """Compiled programs are dropped with the module: large processes become slow."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def own_draws(request):
+    """A test draws the same numbers whichever tests ran before it."""
+    if hasattr(request.module, "RNG"):
+        request.module.RNG = np.random.default_rng(0)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from jaxlift import plots
 
-DRAW = np.random.default_rng(0)
+RNG = np.random.default_rng(0)
 
 
 def on(draw, *args, **kwargs):
@@ -28,12 +28,12 @@ def on(draw, *args, **kwargs):
 WORDS = ["not", "very", "good"]
 CASES = [
     (plots.image, (5, 4), {}),
-    (plots.image, (5, 4, 3), {"image": DRAW.random((5, 4, 3))}),
+    (plots.image, (5, 4, 3), {"image": RNG.random((5, 4, 3))}),
     (plots.tokens, (3,), {"tokens": WORDS}),
     (plots.tokens, (3, 8), {"tokens": WORDS}),
     (plots.bars, (6,), {}),
-    (plots.series, (9,), {"values": DRAW.random(9)}),
-    (plots.series, (9, 2), {"values": DRAW.random((9, 2))}),
+    (plots.series, (9,), {"values": RNG.random(9)}),
+    (plots.series, (9, 2), {"values": RNG.random((9, 2))}),
     (plots.logo, (7, 4), {}),
 ]
 IDS = [f"{draw.__name__}-{len(shape)}d" for draw, shape, _ in CASES]
@@ -48,7 +48,7 @@ def require(draw):
 @pytest.mark.parametrize("draw, shape, kwargs", CASES, ids=IDS)
 def test_takes_arrays_of_jax_and_numpy(draw, shape, kwargs):
     require(draw)
-    contributions = DRAW.normal(size=shape)
+    contributions = RNG.normal(size=shape)
     on(draw, contributions, **kwargs)
     on(draw, jnp.asarray(contributions, jnp.bfloat16), **kwargs)
     on(draw, np.zeros(shape), **kwargs)
@@ -58,7 +58,7 @@ def test_takes_arrays_of_jax_and_numpy(draw, shape, kwargs):
 def test_the_unit_is_written_once(draw, shape, kwargs):
     require(draw)
     label = "contribution to logit 3"
-    ax = on(draw, DRAW.normal(size=shape), **kwargs, label=label)
+    ax = on(draw, RNG.normal(size=shape), **kwargs, label=label)
     labels = [a.get_xlabel() for a in ax.figure.axes]
     labels += [a.get_ylabel() for a in ax.figure.axes]
     assert labels.count(label) == 1
@@ -66,7 +66,7 @@ def test_the_unit_is_written_once(draw, shape, kwargs):
 
 @pytest.mark.parametrize("draw, shape, kwargs", CASES, ids=IDS)
 def test_refuses_what_it_cannot_draw(draw, shape, kwargs):
-    good = DRAW.normal(size=shape)
+    good = RNG.normal(size=shape)
     bad = good.copy()
     bad.flat[2] = np.nan
     where = str(tuple(int(k) for k in np.argwhere(np.isnan(bad))[0]))
@@ -87,7 +87,7 @@ def test_refuses_what_it_cannot_draw(draw, shape, kwargs):
 
 @pytest.mark.parametrize("draw, shape, kwargs", SCALED)
 def test_the_scale_is_symmetric_and_holds_what_is_drawn(draw, shape, kwargs):
-    contributions = DRAW.normal(size=shape)
+    contributions = RNG.normal(size=shape)
     ax = on(draw, contributions, **kwargs)
     drawn = contributions.reshape(*shape[: 1 + (draw is plots.image)], -1).sum(-1)
     picture = ax.images[0]
@@ -111,7 +111,7 @@ def test_zero_is_white_and_the_sides_are_red_and_blue():
 def test_image_outlines():
     picture = np.zeros((6, 6))
     picture[2:4, 2:4] = 7
-    ax = on(plots.image, DRAW.normal(size=(6, 6)), picture)
+    ax = on(plots.image, RNG.normal(size=(6, 6)), picture)
     (outline,) = ax.collections[0].get_paths()
     # Half way between the pixels in and out, but for the corners.
     assert outline.vertices.min() == 1.5 and outline.vertices.max() == 3.5
@@ -125,8 +125,8 @@ def test_image_outlines():
 
 def test_logo_letters_are_as_tall_as_their_contributions():
     pytest.importorskip("logomaker")
-    one_hot = np.eye(4)[DRAW.integers(0, 4, 9)]
-    contributions = one_hot * DRAW.normal(size=(9, 1))
+    one_hot = np.eye(4)[RNG.integers(0, 4, 9)]
+    contributions = one_hot * RNG.normal(size=(9, 1))
     spans = [(12, 15, "motif")]
     ax = on(plots.logo, contributions, highlights=spans, start=10, bound=9)
     shade, *_ = (p for p in ax.patches if p.get_zorder() == -1)
@@ -152,7 +152,7 @@ def test_tokens_wrap_and_do_not_overlap():
         "\u00fcber",
         "antidisestablish",
     ] * 6
-    ax = on(plots.tokens, DRAW.normal(size=len(words)), words, width=20)
+    ax = on(plots.tokens, RNG.normal(size=len(words)), words, width=20)
     boxes = [patch.get_path().get_extents(patch.get_patch_transform())
              for patch in ax.patches[::2]]  # fmt: skip
     left, right = ax.get_xlim()
@@ -171,7 +171,7 @@ def test_tokens_wrap_and_do_not_overlap():
 
 
 def test_bars_add_up():
-    contributions = DRAW.normal(size=25)
+    contributions = RNG.normal(size=25)
     for top in (1, 10, 25, 30):
         ax = on(plots.bars, contributions, top=top)
         widths = np.array([bar.get_width() for bar in ax.patches])
@@ -307,7 +307,7 @@ def test_to_shap_explanation_refuses(contributions, x, expected, names, message)
 @pytest.mark.filterwarnings("ignore")  # SHAP's own
 def test_to_shap_explanation():
     shap = pytest.importorskip("shap")
-    contributions, x = jnp.asarray(DRAW.normal(size=(2, 5, 3)))
+    contributions, x = jnp.asarray(RNG.normal(size=(2, 5, 3)))
     many = plots.to_shap_explanation(contributions, x, 2.0, ["a", "b", "c"])
     assert isinstance(many, shap.Explanation)
     np.testing.assert_array_equal(many.values, contributions)

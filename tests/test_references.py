@@ -238,18 +238,21 @@ def test_no_example_of_another_class_is_not_passed_over():
     assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(found))
 
 
-def test_representatives_are_the_medoids():
+@pytest.mark.parametrize("seed", range(5))
+def test_representatives_are_medoids(seed):
+    """No exchange of one of them for another example brings the examples nearer."""
     pytest.importorskip("kmedoids")
+    rng = np.random.default_rng(seed)
     points = rng.normal(size=(14, 2)) + 8 * rng.integers(0, 2, (14, 1))
     data = {"x": jnp.float32(points[:, :1]), "y": jnp.float32(points[:, 1:])}
     gaps = np.linalg.norm(points[:, None] - points, axis=-1)
-    best = min(
-        itertools.combinations(range(14), 3), key=lambda c: gaps[:, c].min(1).sum()
-    )
     medoids, weights = references.representatives(data, 3)
     chosen = [int(np.argmin(abs(points[:, 0] - x))) for x in medoids["x"][:, 0]]
-    assert sorted(chosen) == sorted(best)
     np.testing.assert_array_equal(medoids["y"], data["y"][np.array(chosen)])
+    total = gaps[:, chosen].min(1).sum()
+    for out, other in itertools.product(range(3), range(14)):
+        exchanged = [other if k == out else c for k, c in enumerate(chosen)]
+        assert gaps[:, exchanged].min(1).sum() >= total - 1e-6
     shares = np.bincount(gaps[:, chosen].argmin(1), minlength=3) / 14
     np.testing.assert_allclose(weights, shares, rtol=1e-6)
 
@@ -289,7 +292,7 @@ def blurred_by_hand(image, sigma):
 @pytest.mark.parametrize("shape", [(6, 9), (7, 4, 3)])
 @pytest.mark.parametrize("sigma", [0.4, 3.0])
 def test_blur_is_a_gaussian_mean(shape, sigma):
-    image = rng.normal(size=shape).astype(np.float32)
+    image = np.random.default_rng(1).normal(size=shape).astype(np.float32)
     expected = blurred_by_hand(image, sigma)
     np.testing.assert_allclose(references.blur(image, sigma), expected, atol=1e-6)
     traced = jax.jit(jax.vmap(references.blur, (None, 0)))
@@ -298,7 +301,7 @@ def test_blur_is_a_gaussian_mean(shape, sigma):
 
 
 def test_blur_limits():
-    image = rng.normal(size=(6, 9)).astype(np.float32)
+    image = np.random.default_rng(2).normal(size=(6, 9)).astype(np.float32)
     np.testing.assert_array_equal(references.blur(image, 1e-3), image)
     np.testing.assert_allclose(references.blur(image, 1e4), image.mean(), atol=1e-6)
     flat = jnp.full((6, 9), 3, jnp.bfloat16)
