@@ -139,27 +139,31 @@ class Split(Pair):
             for slope, part in zip((up, down), self.parts, strict=True)
         ]
 
-        def part(sign, kept, crossing):
+        def part(sign, *those):
             """Of the impacts and of the slopes those that belong to one part."""
             size = add(*(sign(impact, 0).astype(value.dtype) for impact in impacts))
-            tangent_map = Partial(_weighted_sum, kept, crossing)
+            tangent_map = Partial(_sum_of_those, (up, down), those)
             return attach(size, tangent_map, (self.pos, self.neg))
 
-        pos = part(jnp.maximum, jnp.maximum(up, 0), jnp.minimum(down, 0))
-        neg = part(jnp.minimum, jnp.minimum(up, 0), jnp.maximum(down, 0))
+        rises, falls = jnp.greater_equal(up, 0), jnp.less(down, 0)
+        pos = part(jnp.maximum, rises, falls)
+        neg = part(jnp.minimum, ~rises, ~falls)
         return Split(value, reference, pos, neg)
 
     @classmethod
     def secant(cls, value: Array, reference: Array, terms: Sequence[tuple]) -> Pair:
         """`M+` of every term to the same part, `M-` to the other one."""
-        splits = [(m, w, cls.of(operand)) for m, w, operand in terms]
         if is_discrete(value) or any(
             jnp.iscomplexobj(leaf) for _, w, _ in terms for leaf in jax.tree.leaves(w)
         ):
             return Pair.secant(value, reference, terms)
-        ups = [(m, w, split.pos) for m, w, split in splits]
-        downs = [(m, w, split.neg) for m, w, split in splits]
-        return cls(value, reference, *_sided(value, ups, downs))
+        sides = [(_one_side(m, w), cls.of(operand)) for m, w, operand in terms]
+
+        def side(own, other):
+            parts = (m(getattr(s, own), getattr(s, other)) for m, s in sides)
+            return add(*parts).astype(value.dtype)
+
+        return cls(value, reference, side("pos", "neg"), side("neg", "pos"))
 
     @classmethod
     def linear(cls, step: Step, operands: Sequence, indices: Sequence[int]) -> Any:
@@ -226,26 +230,24 @@ def _weighted_sum(up: Slope, down: Slope, *tangents: Array) -> Array:
     return up * tangents[0] + down * tangents[1]
 
 
-def _sided(
-    value: Array, ups: Sequence[tuple], downs: Sequence[tuple]
-) -> tuple[Array, Array]:
-    """What arrives on either side of a value from terms `(map, weight, part)`.
+def _sum_of_those(slopes: tuple, those: tuple, *tangents: Array) -> Array:
+    rows = zip(slopes, those, tangents, strict=True)
+    return add(*(slope * jnp.where(this, t, 0) for slope, this, t in rows))
 
-    Either side of a weight is made once: the way back keeps what it is made of.
+
+def _one_side(linear_map: Callable, weight: Any) -> Callable:
+    """What of a term arrives on one side: `M+` of its own part, `M-` of the other one.
+
+    Either side of a weight is made once, and of a factor nothing but its sign: the way
+    back keeps what it is made of.
     """
-    kept = [_at_least_0(w) for _, w, _ in ups]
-    crossed = [_at_most_0(w) if _has_sign(w) else None for _, w, _ in ups]
-
-    def total(same, crossing):
-        stay = [m(w, part) for w, (m, _, part) in zip(kept, same, strict=True)]
-        cross = [
-            m(w, part)
-            for w, (m, _, part) in zip(crossed, crossing, strict=True)
-            if w is not None
-        ]
-        return add(*stay, *cross).astype(value.dtype)
-
-    return total(ups, downs), total(downs, ups)
+    if linear_map is scale:
+        stays = weight >= 0
+        return lambda own, other: scale(weight, jnp.where(stays, own, other))
+    kept, crossing = _at_least_0(weight), _at_most_0(weight)
+    if not _has_sign(weight):
+        return lambda own, other: linear_map(kept, own)
+    return lambda own, other: linear_map(kept, own) + linear_map(crossing, other)
 
 
 def _at_least_0(weight: Any) -> Any:
