@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import QUICK
 from flax import nnx
 from networks import NETWORKS
 from sampling import alternating
@@ -42,7 +43,7 @@ def evaluator(f):
         rows = jnp.eye(y.size, dtype=y.dtype).reshape(y.size, *y.shape)
         return y, y0, jax.vmap(pullback)(rows), f(x), f(r), jax.jacrev(f)(x)
 
-    return jax.jit(evaluate)
+    return jax.jit(evaluate, compiler_options=QUICK)
 
 
 def references(x):
