@@ -548,16 +548,19 @@ def _walk(
     places = jnp.arange(_LETTERS**2)  # of pairs in the flat counts
 
     def step(state, uniform):
-        remaining, letter = state
+        up_to, letter = state
         row = _LETTERS * letter
-        up_to = jnp.cumsum(lax.dynamic_slice_in_dim(remaining, row, _LETTERS))
-        total = up_to[-1]
+        here = lax.dynamic_slice_in_dim(up_to, row, _LETTERS)
+        total = here[-1]
         # uniform <= 1 - 2⁻²³, so that the product stays below the total
-        drawn = jnp.sum(uniform * total >= up_to, dtype=jnp.int32)
+        drawn = jnp.sum(uniform * total >= here, dtype=jnp.int32)
         following = jnp.where(total > 0, drawn, tree[letter])
-        return (remaining - (places == row + following), following), following
+        used = (places >= row + following) & (places < row + _LETTERS) & (total > 0)
+        return (up_to - used, following), following
 
-    return lax.scan(step, ((counts - last_exits).ravel(), first), uniforms)[1]
+    # Of the pairs that are left, how many go from a letter to the first few letters.
+    up_to = jnp.cumsum(counts - last_exits, 1).ravel()
+    return lax.scan(step, (up_to, first), uniforms)[1]
 
 
 # ------------------------------------------------------------------------- arguments
