@@ -117,7 +117,7 @@ def _smooth(f, reach):
 # Close to each other t is a fraction; further apart the values do not cancel.
 
 
-def by_tanh(h, mean, rise, run):
+def _by_tanh(h, mean, rise, run):
     """`mean tanh(h) / h` while `h < 1/2`, from there on `rise / run`.
 
     By the convergent of Lambert's continued fraction, tanh(h) / h = 1 / (1 + c_1 h^2 /
@@ -130,18 +130,23 @@ def by_tanh(h, mean, rise, run):
     return jnp.where(near, mean * over, rise) / jnp.where(near, under, run)
 
 
-def _decay(d):
+def decay(d):
+    """`(1 - e^-|d|) / |d|`, the divided difference of exp from `-|d|` to 0."""
     return _over(-lax.expm1(-abs(d)), abs(d), 1)
 
 
+def of_exp(ea, eb, a, b):
+    """D of exp, its values `ea` and `eb` given, both times any one factor."""
+    return _by_tanh(gap(a, b) / 2, 0.5 * ea + 0.5 * eb, ea - eb, a - b)
+
+
 def _exp(a, b, **_):
-    ea, eb = lax.exp(a), lax.exp(b)
-    return by_tanh(gap(a, b) / 2, 0.5 * ea + 0.5 * eb, ea - eb, a - b)
+    return of_exp(lax.exp(a), lax.exp(b), a, b)
 
 
 def _exp2(a, b, **_):
     ln2 = math.log(2)
-    return lax.exp2(jnp.maximum(a, b)) * (ln2 * _decay(ln2 * gap(a, b)))
+    return lax.exp2(jnp.maximum(a, b)) * (ln2 * decay(ln2 * gap(a, b)))
 
 
 def _logistic(a, b, **_):
@@ -152,7 +157,7 @@ def _logistic(a, b, **_):
 
     (sa, ra), (sb, rb) = both(a), both(b)
     rise = jnp.where((a > 0) & (b > 0), rb - ra, sa - sb)
-    return by_tanh(gap(a, b) / 2, 0.5 * (sa * rb + sb * ra), rise, a - b)
+    return _by_tanh(gap(a, b) / 2, 0.5 * (sa * rb + sb * ra), rise, a - b)
 
 
 def _tanh(a, b, **_):
@@ -161,7 +166,7 @@ def _tanh(a, b, **_):
     u, v = lax.exp(-2 * abs(a)) * (1 + ta), lax.exp(-2 * abs(b)) * (1 + tb)
     opposite, d = (a < 0) != (b < 0), gap(a, b)
     mean = jnp.where(opposite, 1 + ta * tb, u + v - u * v)
-    return by_tanh(d, mean, jnp.where(opposite, ta + tb, abs(u - v)), d)
+    return _by_tanh(d, mean, jnp.where(opposite, ta + tb, abs(u - v)), d)
 
 
 def _half_exp(a, b):
@@ -171,11 +176,11 @@ def _half_exp(a, b):
 
 
 def _sinh(a, b, **_):
-    return _half_exp(a, b) * _decay(gap(a, b)) * (1 + lax.exp(-abs(a + b)))
+    return _half_exp(a, b) * decay(gap(a, b)) * (1 + lax.exp(-abs(a + b)))
 
 
 def _cosh(a, b, **_):
-    return _half_exp(a, b) * _decay(gap(a, b)) * ((a + b) * _decay(a + b))
+    return _half_exp(a, b) * decay(gap(a, b)) * ((a + b) * decay(a + b))
 
 
 # --- Logarithms -----------------------------------------------------------------------
@@ -344,7 +349,7 @@ def _pow_x(a, b, y, **_):
     larger = jnp.where(abs(fa) > abs(fb), fa, fb)
     rate = y * _log(x0, x1)
     fold = quotient(x0, x1, a, b, jnp.sign(a))
-    near = larger * rate * _decay(rate * gap(x0, x1)) * fold
+    near = larger * rate * decay(rate * gap(x0, x1)) * fold
     near = jnp.where(gap(a, b) == 0, y * jnp.power(a, y - 1), near)
     return jnp.where(y == 0, 0, _settle(fa, fb, a, b, near))
 
@@ -352,7 +357,7 @@ def _pow_x(a, b, y, **_):
 def _pow_y(a, b, x, **_):
     fa, fb = jnp.power(x, a), jnp.power(x, b)
     log = lax.log(jnp.where(x == 0, 1, x))
-    near = jnp.maximum(fa, fb) * log * _decay(log * gap(a, b))
+    near = jnp.maximum(fa, fb) * log * decay(log * gap(a, b))
     return jnp.where(x > 0, near, quotient(fa, fb, a, b, near))
 
 

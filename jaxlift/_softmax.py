@@ -34,7 +34,7 @@ from jax import lax
 from jax.extend import core
 from jax.extend.core import primitives as P
 
-from jaxlift._differences import DIFFERENCES, by_tanh, gap, wide
+from jaxlift._differences import decay, gap, of_exp, wide
 from jaxlift._interpret import Origins, Step, lazy
 from jaxlift._rules import elementwise
 from jaxlift._values import (
@@ -52,16 +52,6 @@ from jaxlift._values import (
 )
 
 RESHAPES = (P.broadcast_in_dim_p, P.reshape_p, P.squeeze_p, P.convert_element_type_p)
-
-
-def _of_exp(ea, eb, a, b):
-    """D_exp(a, b) of exponentials that are known."""
-    return by_tanh(gap(a, b) / 2, 0.5 * (ea + eb), ea - eb, a - b)
-
-
-def _decay(a, b):
-    """`(1 - e^-|a-b|) / |a-b|`, the divided difference of exp from there to 0."""
-    return DIFFERENCES[P.exp_p][0](-gap(a, b), jnp.zeros_like(a))
 
 
 class _Point:
@@ -98,7 +88,7 @@ class _LogSumExp:
         log_s, log_s0 = self.point.log_sum + own, self.point0.log_sum + own0
         top = jnp.maximum(log_s, log_s0)
         top = jnp.where(top == -jnp.inf, 0, top)
-        density = 1 / _decay(log_s, log_s0)
+        density = 1 / decay(gap(log_s, log_s0))
         if powers.factors is not None:  # of any sign, and so are the sums
             s = self.point.sum * jnp.exp(own - top)
             s0 = self.point0.sum * jnp.exp(own0 - top)
@@ -108,7 +98,7 @@ class _LogSumExp:
         self.unit, self.unit0 = (density * jnp.exp(v - top) for v in (own, own0))
         # D_exp, of exponentials of one point each.
         high, low = self.unit * self.point.terms, self.unit0 * self.point0.terms
-        self.weights = _of_exp(high, low, self.x, self.r)
+        self.weights = of_exp(high, low, self.x, self.r)
 
     def alone(self) -> Pair:
         """logsumexp, the axes kept with size 1."""
@@ -145,7 +135,7 @@ class _LogSumExp:
         """`exp(log_softmax(operand))`."""
         point, point0 = self.point, self.point0
         value, reference = (p.powers / p.sum for p in (point, point0))
-        slope = _of_exp(value, reference, point.log_p, point0.log_p)
+        slope = of_exp(value, reference, point.log_p, point0.log_p)
         return self._step(value, reference, slope, dtype)
 
     def _step(self, value: Any, reference: Any, slope: Any, dtype: Any) -> Pair:

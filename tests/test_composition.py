@@ -268,5 +268,4 @@ def test_closed_over_numpy_arrays(name):
 def test_constants_outside_jit():
     # A step that has nothing to do returns the very array that it was given.
     matrix = jnp.eye(3) + 0.1 * W @ W.T
-    complete(lambda x: jnp.linalg.solve(lax.stop_gradient(matrix), x).sum())
-    complete(lambda x: jax.nn.softmax(jnp.asarray(x, jnp.float32))[0])
+    complete(lambda x: jnp.linalg.solve(matrix, x).sum())
