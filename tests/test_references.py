@@ -87,6 +87,14 @@ def test_dinucleotide_shuffles_are_uniform(text):
     assert scipy.stats.chisquare([drawn[p] for p in possible]).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_dinucleotide_shuffles_drawn_in_chunks_are_uniform(size, monkeypatch):
+    monkeypatch.setattr(references, "_CHUNK", size)
+    jitted.cache_clear()
+    test_dinucleotide_shuffles_are_uniform(TEXTS[-1])
+    jitted.cache_clear()
+
+
 def test_position_shuffles_are_uniform():
     orders = ["".join(order) for order in itertools.permutations("ACGN")]
     shuffles = jitted("shuffle_positions", 20_000)(KEY, one_hot("ACGN"))
