@@ -44,6 +44,37 @@ def _attach_jvp(primals, tangents):
     return value, jax.tree.map(lambda t, v: t.astype(v.dtype), tangent, value)
 
 
+@jax.custom_jvp
+def after(slope: Array, value: Array) -> Array:
+    """`value`, made after `slope`, so that the slope is what is kept for the way back.
+
+    The slope's one use is on the way back. A compiler would move it there, and keep
+    what it is made of: the activation at both points, two arrays for one. So the value
+    waits for it, in a test that never holds. (XLA removes a barrier around an array
+    before it moves things on a CPU, one around a single number only later.)
+    """
+    return _wait(slope, value)
+
+
+@after.defjvp
+def _after_jvp(primals, tangents):
+    return after(*primals), tangents[1]
+
+
+@jax.custom_batching.custom_vmap
+def _wait(slope, value):
+    limit = lax.optimization_barrier(jnp.asarray(jnp.inf, slope.dtype))
+    return jnp.where(slope > limit, 0, value)
+
+
+@_wait.def_vmap
+def _wait_vmap(size, batched, slope, value):
+    # One value for many slopes (of one input and a set of references) does not wait: it
+    # would be made for each of them.
+    del size
+    return (_wait(slope, value) if all(batched) else value), batched[1]
+
+
 def is_discrete(value: Any) -> bool:
     """Whether a value is a boolean, an integer or a key: it carries no tangent."""
     return not jnp.issubdtype(jnp.result_type(value), jnp.inexact)
@@ -105,7 +136,12 @@ class Pair(Varying):
 
     def close(self, piece: Piece) -> Pair:
         """A function of this pair, as a pair."""
-        return secant(*piece.values, (scale, piece.best_slope(0), self))
+        value, reference = piece.values
+        slope = narrow(piece.best_slope(0), value)
+        whole = jnp.ndim(slope) > 0 and jnp.shape(slope) == jnp.shape(value)
+        if whole and not is_discrete(value):
+            value = after(slope, value)
+        return secant(value, reference, (scale, slope, self))
 
     @classmethod
     def of(cls, pair: Pair) -> Pair:
