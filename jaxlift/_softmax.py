@@ -40,6 +40,7 @@ from jaxlift._rules import elementwise
 from jaxlift._values import (
     Pair,
     Varying,
+    after,
     at_input,
     at_reference,
     is_discrete,
@@ -136,6 +137,7 @@ class _LogSumExp:
         point, point0 = self.point, self.point0
         value, reference = (p.powers / p.sum for p in (point, point0))
         slope = of_exp(value, reference, point.log_p, point0.log_p)
+        value = after(slope, value)
         return self._step(value, reference, slope, dtype)
 
     def _step(self, value: Any, reference: Any, slope: Any, dtype: Any) -> Pair:
