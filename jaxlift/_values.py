@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jax.extend import core
 from jax.tree_util import Partial
 
@@ -37,10 +38,15 @@ def attach(value: Array, tangent_map: Partial, sources: Sequence[Array]) -> Arra
     return value
 
 
-@attach.defjvp
+@functools.partial(attach.defjvp, symbolic_zeros=True)
 def _attach_jvp(primals, tangents):
-    value, tangent_map, _ = primals
-    tangent = tangent_map(*tangents[2])
+    value, tangent_map, sources = primals
+    # A value and its weights move in nothing: no zeros are made for them.
+    moving = [
+        jnp.zeros_like(source) if isinstance(tangent, SymbolicZero) else tangent
+        for source, tangent in zip(sources, tangents[2], strict=True)
+    ]
+    tangent = tangent_map(*moving)
     return value, jax.tree.map(lambda t, v: t.astype(v.dtype), tangent, value)
 
 
