@@ -130,17 +130,18 @@ class _LogSumExp:
     def log_softmax(self) -> Pair:
         """`operand - logsumexp(operand)`."""
         dtype = self.pair.r.dtype
-        return self._step(self.point.log_p, self.point0.log_p, 1.0, dtype)
+        values = self.point.log_p, self.point0.log_p
+        return self._step(values, 1.0, self.left_over(), dtype)
 
     def softmax(self, dtype: Any) -> Pair:
         """`exp(log_softmax(operand))`."""
         point, point0 = self.point, self.point0
         value, reference = (p.powers / p.sum for p in (point, point0))
         slope = of_exp(value, reference, point.log_p, point0.log_p)
-        value = after(slope, value)
-        return self._step(value, reference, slope, dtype)
+        value, left = after(slope, value), after(slope, self.left_over())
+        return self._step((value, reference), slope, left, dtype)
 
-    def _step(self, value: Any, reference: Any, slope: Any, dtype: Any) -> Pair:
+    def _step(self, values: Any, slope: Any, left: Any, dtype: Any) -> Pair:
         """`slope_i ((1 - M_i) t_i - sum over the others of M_j t_j)`."""
         axes = self.axes
 
@@ -149,10 +150,11 @@ class _LogSumExp:
             own = weight * tangent
             return scale(slope, own.sum(axes, keepdims=True) - own)
 
+        value, reference = (v.astype(dtype) for v in values)
         return secant(
-            value.astype(dtype),
-            reference.astype(dtype),
-            (scale, scale(slope, self.left_over()), self.pair),
+            value,
+            reference,
+            (scale, scale(slope, left), self.pair),
             (others, (-self.weights, slope), self.pair),
         )
 
