@@ -103,6 +103,24 @@ def test_jit_and_vmap_change_nothing(name):
     close(jax.jit(over_both)(xs, rs), loop)
 
 
+@pytest.mark.parametrize("activation", [jax.nn.relu, jax.nn.gelu, jax.nn.silu])
+def test_memory_is_that_of_a_gradient(activation):
+    """One slope is kept of an activation, not its values at both points."""
+    x = jnp.ones((512, 64))
+
+    def f(row):
+        for _ in range(8):
+            row = activation(row @ jnp.ones((64, 64)))
+        return row.sum()
+
+    def arrays(function, *args):
+        compiled = jax.jit(jax.vmap(function)).lower(*args).compile()
+        return compiled.memory_analysis().temp_size_in_bytes / x.nbytes
+
+    explained = arrays(jaxlift.deeplift(f), x, x)
+    assert 8 <= explained <= 1.4 * arrays(jax.grad(f), x)
+
+
 def test_sharded_jit_equals_one_device():
     make, shape = NETWORKS["mlp_gelu"]
     g = jax.vmap(jaxlift.deeplift(make(), target=0), (0, None))
