@@ -1,5 +1,7 @@
 """Options for XLA that compile fast what hardly runs."""
 
+import functools
+
 import jax
 
 
@@ -27,3 +29,5 @@ QUICK = _accepted(
         "xla_cpu_use_fusion_emitters": False,
     }
 )
+
+quickly = functools.partial(jax.jit, compiler_options=QUICK)

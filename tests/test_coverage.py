@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import QUICK
+from compiling import quickly
 from functions import FUNCTIONS, REFUSED
 from jax import lax
 from jax.extend.core import primitives
@@ -69,7 +69,7 @@ def _explained(f, alone):
             found["gradient"] = jax.grad(lambda x: (ct[-1] * f(x)).sum())(x[-1])
         return found
 
-    return jax.jit(program, compiler_options=QUICK)
+    return quickly(program)
 
 
 _dtypes: list[str] = []
@@ -248,7 +248,7 @@ def test_reveal_cancel(name):
             size = (abs(ct) * jnp.maximum(abs(f(x)), 1)).sum()
             return y - y_reference, size, jaxlift.parts(explained)(x, r)
 
-        program = jax.jit(program, compiler_options=QUICK)
+        program = quickly(program)
         difference, size, parts = jax.tree.map(np.asarray, program(x, r))
     up = parts.pos_to_pos.sum() + parts.neg_to_pos.sum()
     down = parts.pos_to_neg.sum() + parts.neg_to_neg.sum()

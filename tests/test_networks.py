@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import QUICK
+from compiling import quickly
 from flax import nnx
 from networks import NETWORKS
 from sampling import alternating
@@ -43,7 +43,7 @@ def evaluator(f):
         rows = jnp.eye(y.size, dtype=y.dtype).reshape(y.size, *y.shape)
         return y, y0, jax.vmap(pullback)(rows), f(x), f(r), jax.jacrev(f)(x)
 
-    return jax.jit(evaluate, compiler_options=QUICK)
+    return quickly(evaluate)
 
 
 def references(x):
@@ -81,8 +81,8 @@ def test_gradient_limit_at_kinks(name):
     f = make()
     g = lambda x: f(x).sum()
     x = jnp.zeros(shape)
-    multipliers = jax.jit(jaxlift.multipliers(g))(x, x)
-    np.testing.assert_array_equal(multipliers, jax.jit(jax.grad(g))(x))
+    multipliers = quickly(jaxlift.multipliers(g))(x, x)
+    np.testing.assert_array_equal(multipliers, quickly(jax.grad(g))(x))
 
 
 @pytest.mark.parametrize("name", ["mlp_silu", "cnn_max_overlapping", "encoder", "gru"])
@@ -91,16 +91,16 @@ def test_jit_and_vmap_change_nothing(name):
     g = jaxlift.deeplift(make(), target=1)
     xs = jax.random.normal(KEY_X, (3, *shape))
     rs = jax.random.normal(KEY_R, (2, *shape))
-    once = jax.jit(g)
+    once = quickly(g)
     loop = np.stack([[once(x, r) for r in rs] for x in xs])
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     if name != "encoder":  # its many small steps are slow to compile, and to run
         close(g(xs[0], rs[0]), loop[0, 0])
-        close(jax.jit(jax.vmap(g, (0, None)))(xs, rs[0]), loop[:, 0])
-        close(jax.jit(jax.vmap(g, (None, 0)))(xs[0], rs), loop[0])
-        close(jax.jit(jax.vmap(g))(xs[:2], rs), loop[[0, 1], [0, 1]])
+        close(quickly(jax.vmap(g, (0, None)))(xs, rs[0]), loop[:, 0])
+        close(quickly(jax.vmap(g, (None, 0)))(xs[0], rs), loop[0])
+        close(quickly(jax.vmap(g))(xs[:2], rs), loop[[0, 1], [0, 1]])
     over_both = jax.vmap(jax.vmap(g, (None, 0)), (0, None))
-    close(jax.jit(over_both)(xs, rs), loop)
+    close(quickly(over_both)(xs, rs), loop)
 
 
 @pytest.mark.parametrize("activation", [jax.nn.relu, jax.nn.gelu, jax.nn.silu])
