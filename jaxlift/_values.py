@@ -56,8 +56,8 @@ def after(slope: Array, value: Array) -> Array:
 
     The slope's one use is on the way back. A compiler would move it there, and keep
     what it is made of: the activation at both points, two arrays for one. So the value
-    waits for it, in a test that never holds. (XLA removes a barrier around an array
-    before it moves things on a CPU, one around a single number only later.)
+    waits for it, in a test that never holds. (On CPUs a barrier around the slope itself
+    changes nothing; one that hides the limit of the test does.)
     """
     return _wait(slope, value)
 

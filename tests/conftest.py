@@ -28,4 +28,5 @@ def _small_processes():
 def own_draws(request):
     """A test draws the same numbers whichever tests ran before it."""
     if hasattr(request.module, "RNG"):
+        # Not a module's own seed, which would repeat the constants drawn from it.
         request.module.RNG = np.random.default_rng(2)
