@@ -88,14 +88,18 @@ def opens_split(rule: Rule | None) -> bool:
 
 def apply(rule: Rule, step: Step, operands: Sequence) -> Any:
     """Call a rule with its operands in the form that it takes."""
-    is_lazy = getattr(rule, "lazy", False)
-    return rule(step, *(operands if is_lazy else map(settle, operands)))
+    return rule(step, *(operands if is_lazy(rule) else map(settle, operands)))
 
 
 def lazy(rule: Rule) -> Rule:
     """Mark a rule that takes lazy activations as they are, not made into pairs."""
     rule.lazy = True  # pyright: ignore[reportFunctionMemberAccess]
     return rule
+
+
+def is_lazy(rule: Rule | None) -> bool:
+    """Whether a rule takes lazy activations as they are."""
+    return getattr(rule, "lazy", False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,10 +209,15 @@ def interpret(
     def read(atom):
         return atom.val if isinstance(atom, core.Literal) else env[atom]
 
-    for eqn in _live(context, jaxpr):
+    live = _live(context, jaxpr)
+    settled = _settled(context, live)
+    for eqn in live:
         with _compat.context_of(eqn):
             outputs = _evaluate(context, eqn, [read(atom) for atom in eqn.invars])
-        env |= zip(eqn.outvars, outputs, strict=True)
+            for var, output in zip(eqn.outvars, outputs, strict=True):
+                env[var] = output
+                if var in settled:
+                    settle(output)
     return [read(atom) for atom in jaxpr.outvars]
 
 
@@ -221,6 +230,24 @@ def _live(context: Context, jaxpr: core.Jaxpr) -> list[core.JaxprEqn]:
             live.append(eqn)
             needed |= {atom for atom in eqn.invars if isinstance(atom, core.Var)}
     return live[::-1]
+
+
+def _settled(context: Context, eqns: Sequence[core.JaxprEqn]) -> set[core.Var]:
+    """The variables that some equation takes as pairs, not as lazy activations.
+
+    They are made into pairs where they come about, not where they are first used, so
+    that tangents are in the order of the program and cotangents are added up as those
+    of a gradient are. The order counts: a sum whose last term is a broadcast (the way
+    back through a mean) XLA does not store but repeats for every use of it, in a stack
+    of layer norms all that was added up before as well.
+    """
+    return {
+        atom
+        for eqn in eqns
+        if not is_lazy(context.rules.get(eqn.primitive))
+        for atom in eqn.invars
+        if isinstance(atom, core.Var)
+    }
 
 
 def _tagged(context: Context, eqn: core.JaxprEqn) -> bool:

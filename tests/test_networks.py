@@ -121,6 +121,29 @@ def test_memory_is_that_of_a_gradient(activation):
     assert 8 <= explained <= 1.4 * arrays(jax.grad(f), x)
 
 
+def test_compiled_size_is_linear_in_the_depth():
+    """Cotangents are added up in the program's order, as those of a gradient are.
+
+    In another one XLA does not store those of a residual stream: it makes them again
+    for every layer.
+    """
+
+    def operations(depth):
+        def f(x):
+            for _ in range(depth):
+                square, mean = jnp.square(x), x.mean(-1, keepdims=True)
+                scale = jax.lax.rsqrt(square.mean(-1, keepdims=True) + 1)
+                x = x + jnp.tanh(((x - mean) * scale) @ jnp.ones((8, 8)))
+            return x.sum()
+
+        x = jnp.ones((4, 16, 8))
+        explain = jax.vmap(jaxlift.deeplift(f), (0, None))
+        compiled = jax.jit(explain).lower(x, x[0]).compile()
+        return compiled.as_text().count(" multiply(")
+
+    assert operations(6) - operations(4) < 1.2 * (operations(4) - operations(2))
+
+
 def test_sharded_jit_equals_one_device():
     make, shape = NETWORKS["mlp_gelu"]
     g = jax.vmap(jaxlift.deeplift(make(), target=0), (0, None))
