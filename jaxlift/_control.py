@@ -413,7 +413,7 @@ def _kinds(context: Context, once: Any, carry: Sequence, moving: Sequence) -> li
     """The kind in which each carried value can stay: plain, a pair, a split."""
     kinds: list = [Pair if m else None for m in moving]
     kinds = _joined(kinds, carry)
-    while context.opens_splits:
+    while context.opens_splits and Pair in kinds:
         before, kinds = kinds, _joined(kinds, jax.eval_shape(once, _lift(carry, kinds)))
         if kinds == before:
             break

@@ -35,6 +35,7 @@ from jaxlift._values import (
     kind_of,
     number,
     piece_of,
+    root_of,
     scale,
     secant,
     settle,
@@ -254,8 +255,10 @@ def elementwise(step: Step, *operands: Any) -> Varying:
     return _players(step, players)
 
 
-def _is_complex(operand: Varying) -> bool:
-    return jnp.iscomplexobj(piece_of(operand).values[0])
+def _is_complex(operand: Any) -> bool:
+    return jnp.iscomplexobj(
+        operand.values[0] if isinstance(operand, Piece) else operand.r
+    )
 
 
 def _complex(step: Step, *operands: Any) -> Pair:
@@ -283,7 +286,7 @@ def _complex(step: Step, *operands: Any) -> Pair:
 
 def one_root(operands: Sequence) -> bool:
     """Whether all that varies is a function of one and the same pair."""
-    roots = {id(piece_of(o).root) for o in operands if isinstance(o, Varying)}
+    roots = {id(root_of(o)) for o in operands if isinstance(o, Varying)}
     return len(roots) == 1
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.extend import core
@@ -50,7 +51,7 @@ def _attach_jvp(primals, tangents):
     return value, jax.tree.map(lambda t, v: t.astype(v.dtype), tangent, value)
 
 
-@jax.custom_jvp
+@functools.partial(jax.jit, inline=True)
 def after(slope: Array, value: Array) -> Array:
     """`value`, made after `slope`, so that the slope is what is kept for the way back.
 
@@ -59,17 +60,12 @@ def after(slope: Array, value: Array) -> Array:
     waits for it, in a test that never holds. (On CPUs a barrier around the slope itself
     changes nothing; one that hides the limit of the test does.)
     """
-    return _wait(slope, value)
-
-
-@after.defjvp
-def _after_jvp(primals, tangents):
-    return after(*primals), tangents[1]
+    return _wait(*lax.stop_gradient((slope, value)))
 
 
 @jax.custom_batching.custom_vmap
 def _wait(slope, value):
-    limit = lax.optimization_barrier(jnp.asarray(jnp.inf, slope.dtype))
+    limit = lax.optimization_barrier(np.asarray(np.inf, slope.dtype))
     return jnp.where(slope > limit, 0, value)
 
 
@@ -356,6 +352,11 @@ class Piece(Varying):
 def settle(operand: Any) -> Any:
     """A fixed array or a pair: a lazy activation is made into one."""
     return operand.pair if isinstance(operand, Piece) else operand
+
+
+def root_of(operand: Any) -> Pair:
+    """The pair that a varying value is a function of, which it may be itself."""
+    return operand.root if isinstance(operand, Piece) else operand
 
 
 def piece_of(operand: Any) -> Piece:
