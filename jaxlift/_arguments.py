@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,14 @@ class ReferenceMismatchError(ValueError):
 def check_callable(f: Any) -> None:
     if not callable(f):
         raise TypeError(f"expected a function, got {type(f).__name__}: {f!r}")
+
+
+def check_rules(rules: Any) -> None:
+    if not isinstance(rules, Mapping):
+        raise TypeError(
+            "rules must be a table of rules, such as jaxlift.RESCALE or "
+            f"jaxlift.RESCALE | {{primitive: rule}}, not {rules!r}"
+        )
 
 
 def numbers_of(argnums: int | Sequence[int]) -> tuple[int, ...]:
@@ -79,7 +87,7 @@ def split_reference(values: Sequence) -> tuple[tuple, Any]:
     if len(values) < 2:
         raise TypeError(
             "call the explained function with its arguments and then the reference, "
-            f"g(*args, reference); got {len(values)} positional argument(s)"
+            f"g(*args, reference), by position; got {len(values)} so"
         )
     return tuple(values[:-1]), values[-1]
 
@@ -122,8 +130,21 @@ def _is_leaf(value: Any) -> bool:
     return jax.tree.structure(value) == jax.tree.structure(0)
 
 
+def _dtype_of(value: Any, what: str) -> Any:
+    try:
+        if not isinstance(value, str):  # which would be taken for the name of a dtype
+            return jnp.result_type(value)
+    except TypeError:
+        pass
+    raise TypeError(
+        f"{what} has to be an array or a number, and is {value!r}. Of a module explain "
+        "the arrays alone: split it (equinox.partition, flax.nnx.split) and merge it "
+        "inside the function."
+    )
+
+
 def _leaf_like(reference: Any, x: Any, name: str) -> Any:
-    dtype = jnp.result_type(x)
+    dtype = _dtype_of(x, name)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
             f"{name} has dtype {dtype}, and only real floating inputs can be "
@@ -131,7 +152,7 @@ def _leaf_like(reference: Any, x: Any, name: str) -> Any:
             "(an embedding): at=, intermediate, or split the function there."
         )
     if not isinstance(reference, (bool, int, float)):
-        given = jnp.result_type(reference)
+        given = _dtype_of(reference, f"the reference of {name}")
         if given != dtype:
             raise ReferenceMismatchError(
                 f"the reference of {name} has dtype {given}, but {name} has {dtype}: "
@@ -230,6 +251,7 @@ def with_target(f: Callable, target: Target, has_aux: bool) -> Callable:
         except TypeError:
             raise TypeError(
                 f"target must be an int, a tuple of ints or a function, not {target!r}"
+                " (an index that is traced: target=lambda y: y[k])"
             ) from None
         choose = functools.partial(_pick, index)
 

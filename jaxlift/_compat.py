@@ -107,6 +107,16 @@ def expansion(eqn: core.JaxprEqn) -> Any:
     return jax.make_jaxpr(expand)(*(atom.aval for atom in eqn.invars))
 
 
+def is_foreign(jaxpr: Any) -> bool:
+    """Whether a jaxpr runs what JAX does not see into: kernels, callbacks."""
+    foreign = {"pallas_call", "pure_callback", "io_callback", "ffi_call"}
+    return any(
+        eqn.primitive.name in foreign
+        or any(map(is_foreign, core.jaxprs_in_params(eqn.params)))
+        for eqn in open_jaxpr(jaxpr)[0].eqns
+    )
+
+
 def _probe(function, *arguments) -> list[core.Primitive]:
     """The primitives that a one-line function binds, for those without a name."""
     eqns = jax.make_jaxpr(function)(*arguments).jaxpr.eqns

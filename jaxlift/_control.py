@@ -25,7 +25,7 @@ from jaxlift._interpret import (
     lazy,
     tags_of,
 )
-from jaxlift._rules import choose, one_root, path
+from jaxlift._rules import choose, gradient, one_root, path
 from jaxlift._values import (
     Pair,
     Piece,
@@ -37,7 +37,6 @@ from jaxlift._values import (
     pair_of,
     piece_of,
     settle,
-    stopped,
 )
 
 
@@ -76,8 +75,9 @@ def custom_jvp(step: Step, *operands: Any) -> list:
     try:
         outputs = _walk(step.context, step.params["call_jaxpr"], operands)
     except UnsupportedPrimitiveError:
-        # No rule for the body, but its author gave a derivative: along the path.
-        if not outermost:
+        # No rule for the body (jax.scipy.special.zeta), but its author gave a
+        # derivative: along the path. What a kernel or a callback does nobody knows.
+        if not outermost or _compat.is_foreign(step.params["call_jaxpr"]):
             raise
         return path(step, *map(settle, operands))
     finally:
@@ -181,6 +181,8 @@ def scan(step: Step, *operands: Any) -> list:
     """A scan, over pairs where a value varies; straight-line code where it says so."""
     if _straight(step, operands):
         return _unrolled(step, operands)
+    if step.params["length"] == 0:  # nothing but what is handed through
+        return gradient(step, *map(settle, operands))
     params, context = step.params, step.context
     jaxpr, constants = _compat.open_jaxpr(params["jaxpr"])
     n_consts, n_carry = _compat.scan_sizes(step.eqn)
@@ -247,36 +249,16 @@ def _unrolled(step: Step, operands: Sequence) -> list:
 
 
 def while_loop(step: Step, *operands: Any) -> list:
-    """A while loop whose trip count does not depend on the input."""
-    params, context = step.params, step.context
-    n_cond, n_body = params["cond_nconsts"], params["body_nconsts"]
-    cond_consts, body_consts, carry = _parts(operands, n_cond, n_body)
-    jaxpr, _ = _compat.open_jaxpr(params["body_jaxpr"])
-    entering = [*body_consts, *carry]
-    moving = _moving(jaxpr, entering, n_body, len(carry))
-    read = _moving(jaxpr, entering, n_body, len(carry), stops=True)
-    test, _ = _compat.open_jaxpr(params["cond_jaxpr"])
-    varies = [isinstance(o, Varying) for o in cond_consts] + read
-    if any(depends(test, varies, stops=True)):
-        raise UnsupportedPrimitiveError(
-            "the trip count of a while loop depends on the attributed input at "
-            f"{_compat.source_line(step.eqn)}: two points would take different numbers "
-            "of steps. Bound it (jax.lax.fori_loop with fixed limits, jax.lax.scan), "
-            "or stop the gradient of what the condition reads."
-        )
-
-    def going_on(carry):
-        # What it reads is fixed, be it carried as a pair of equal values.
-        going = _walk(context, params["cond_jaxpr"], [*cond_consts, *carry])[0]
-        return stopped(settle(going))
-
-    def body(carry):
-        outputs = _walk(context, params["body_jaxpr"], [*body_consts, *carry])
-        return [settle(output) for output in outputs]
-
-    kinds = _kinds(context, body, carry, moving)
-    return lax.while_loop(
-        going_on, lambda carry: _lift(body(carry), kinds), _lift(carry, kinds)
+    """A while loop over what varies is refused: it has no reverse derivative."""
+    del operands
+    raise UnsupportedPrimitiveError(
+        "the trip count of a while loop is not known beforehand, and it works on a "
+        "value that depends on the attributed input at "
+        f"{_compat.source_line(step.eqn)}: there is no way back through it, in "
+        "jax.grad either. Bound it "
+        "(jax.lax.fori_loop with Python numbers for limits, jax.lax.scan), give the "
+        "function around it a rule of its own (@jaxlift.custom_rule), or stop the "
+        "gradient of what the loop works on."
     )
 
 
@@ -352,49 +334,41 @@ def observe(step: Step, *operands: Any) -> list:
 # ------------------------------------------------------------------ what varies
 
 
-def depends(
-    jaxpr: core.Jaxpr, varies: Sequence[bool], stops: bool = False
-) -> list[bool]:
+def depends(jaxpr: core.Jaxpr, varies: Sequence[bool]) -> list[bool]:
     """Which outputs of a jaxpr may vary when these inputs do.
 
-    With `stops` nothing passes a `stop_gradient`; as it is, steps may (see `freeze`).
+    Through a `stop_gradient` as well: steps may pass it (see `freeze`).
     """
     moving = {v for v, varying in zip(jaxpr.invars, varies, strict=True) if varying}
     for eqn in jaxpr.eqns:
         inputs = [
             not isinstance(atom, core.Literal) and atom in moving for atom in eqn.invars
         ]
-        if any(inputs) and not (stops and eqn.primitive is P.stop_gradient_p):
-            outputs = _outputs_that_vary(eqn, inputs, stops)
+        if any(inputs):
+            outputs = _outputs_that_vary(eqn, inputs)
             moving |= {v for v, m in zip(eqn.outvars, outputs, strict=True) if m}
     return [
         not isinstance(atom, core.Literal) and atom in moving for atom in jaxpr.outvars
     ]
 
 
-def _outputs_that_vary(
-    eqn: core.JaxprEqn, inputs: Sequence[bool], stops: bool
-) -> list[bool]:
+def _outputs_that_vary(eqn: core.JaxprEqn, inputs: Sequence[bool]) -> list[bool]:
     bodies = [_compat.open_jaxpr(b)[0] for b in core.jaxprs_in_params(eqn.params)]
     if len(bodies) == 1 and eqn.primitive is not P.scan_p:
         (body,) = bodies
         if len(body.invars) == len(inputs) and len(body.outvars) == len(eqn.outvars):
-            return depends(body, inputs, stops)
+            return depends(body, inputs)
     return [True] * len(eqn.outvars)
 
 
 def _moving(
-    jaxpr: core.Jaxpr,
-    operands: Sequence,
-    n_consts: int,
-    n_carry: int,
-    stops: bool = False,
-) -> list:
+    jaxpr: core.Jaxpr, operands: Sequence, n_consts: int, n_carry: int
+) -> list[bool]:
     """Which carried values vary from some iteration on: the least fixed point."""
     varies = [isinstance(operand, Varying) for operand in operands]
     while True:
         before = varies[n_consts : n_consts + n_carry]
-        after = depends(jaxpr, varies, stops)[:n_carry]
+        after = depends(jaxpr, varies)[:n_carry]
         moving = [a or b for a, b in zip(before, after, strict=True)]
         if moving == before:
             return moving

@@ -38,7 +38,8 @@ def linear_solve(step: Step, *operands: Any) -> list:
     consts, b = list(operands[:n_consts]), list(operands[n_consts:])
     xs = [stopped(o) for o in consts]
     # JAX decomposes a stopped A: at the reference it has to be the reference's own.
-    rs = [_thawed(step.context, o) for o in consts]
+    known: dict[int, Any] = {}
+    rs = [_thawed(step.context, o, known) for o in consts]
     y = step.bind(*xs, *map(stopped, b))
     y0 = step.bind(*rs, *map(at_reference, b))
     jaxpr, inner = _compat.open_jaxpr(jaxprs.matvec)
@@ -62,20 +63,29 @@ def linear_solve(step: Step, *operands: Any) -> list:
     return [Pair(*sides) for sides in zip(moved, y0, strict=True)]
 
 
-def _thawed(context: Context, value: Any) -> Any:
-    """A value at the reference, also of what was computed from a stopped one."""
+def _thawed(context: Context, value: Any, known: dict[int, Any]) -> Any:
+    """A value at the reference, also of what was computed from a stopped one.
+
+    `known` are those found before, by their ids: what is used twice is made once.
+    """
     if isinstance(value, Pair):
         return value.r
     origin = context.origin(value)
     if origin is None:
         return value
+    if id(value) in known:
+        return known[id(value)]
+    before = [settle(operand) for operand in origin.operands]
+    operands = [_thawed(context, operand, known) for operand in before]
     if origin.eqn.primitive is P.stop_gradient_p:
-        return _thawed(context, settle(origin.operands[0]))
-    operands = [_thawed(context, settle(operand)) for operand in origin.operands]
-    if all(a is b for a, b in zip(operands, origin.operands, strict=True)):
-        return value
-    outputs = _compat.bind(origin.eqn.primitive, origin.eqn.params, *operands)
-    return outputs[origin.position]
+        (thawed,) = operands
+    elif all(a is b for a, b in zip(operands, before, strict=True)):
+        thawed = value
+    else:
+        outputs = _compat.bind(origin.eqn.primitive, origin.eqn.params, *operands)
+        thawed = outputs[origin.position]
+    known[id(value)] = thawed
+    return thawed
 
 
 def eigh(step: Step, operand: Pair) -> list:

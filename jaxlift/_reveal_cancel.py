@@ -23,8 +23,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import primitives as P
 from jax.tree_util import Partial
 
+from jaxlift._compat import existing
 from jaxlift._interpret import Step
 from jaxlift._rules import bilinear, on_floats
 from jaxlift._values import (
@@ -169,15 +171,17 @@ class Split(Pair):
     def linear(cls, step: Step, operands: Sequence, indices: Sequence[int]) -> Any:
         """A step that adds and moves: each part on its own.
 
-        The second operand of a subtraction comes with its parts swapped.
+        What is subtracted comes with its parts swapped.
         """
         atoms = (*step.eqn.invars, *step.eqn.outvars)
         if any(jnp.iscomplexobj(atom.aval) for atom in atoms):
             return Pair.linear(step, operands, indices)
 
+        subtracted = _SUBTRACTED.get(step.primitive)
+
         def part(own, other):
             chosen = [
-                getattr(cls.of(o), other if k and step.primitive.name == "sub" else own)
+                getattr(cls.of(o), other if k == subtracted else own)
                 if isinstance(o, Pair)
                 else o
                 if k in indices or is_discrete(o)
@@ -195,6 +199,10 @@ class Split(Pair):
         if not step.primitive.multiple_results:
             return cls(*sides)
         return [cls(*rows) for rows in zip(*sides, strict=True)]
+
+
+_SUBTRACTED = {P.sub_p: 1} | dict.fromkeys(existing("scatter_sub"), 2)
+"""The operand that a linear step takes away from another."""
 
 
 def _over_orders(piece: Piece) -> tuple[Slope, Slope]:

@@ -25,6 +25,7 @@ this is the softmax, the derivative.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -35,7 +36,7 @@ from jax.extend import core
 from jax.extend.core import primitives as P
 
 from jaxlift._differences import decay, gap, of_exp, wide
-from jaxlift._interpret import Origins, Step, lazy
+from jaxlift._interpret import Origin, Origins, Step, lazy
 from jaxlift._rules import elementwise
 from jaxlift._values import (
     Pair,
@@ -162,15 +163,18 @@ class _LogSumExp:
 def softmax_of(origins: Origins, numerator: Any, denominator: Any) -> Powers | None:
     """`exp(s) / sum(exp(s))`, recognised."""
     powers = sum_of_powers(origins, denominator)
-    same = powers and powers.exponentials is back(origins, numerator)
-    return powers if same else None
+    if powers is None or powers.exponentials is not back(origins, numerator):
+        return None
+    return powers if _aligned(origins, powers, denominator) else None
 
 
 def log_softmax_of(origins: Origins, left: Any, right: Any) -> Powers | None:
     """`s - log(sum(exp(s)))`, recognised."""
     logarithm = _origin(origins, right, P.log_p)
     powers = logarithm and sum_of_powers(origins, logarithm.operands[0])
-    return powers if powers and powers.shifted is left else None
+    if powers is None or powers.shifted is not left:
+        return None
+    return powers if _aligned(origins, powers, right) else None
 
 
 @lazy
@@ -195,7 +199,7 @@ def log_softmax_or_subtract(step: Step, left: Any, right: Any) -> Varying:
 def logsumexp_or_log(step: Step, operand: Any) -> Varying:
     """`log(sum(exp(s)))`, or any other logarithm."""
     powers = sum_of_powers(step.context, operand)
-    if powers is None:
+    if powers is None or math.prod(step.out_shape) != powers.size:
         return elementwise(step, operand)
     total = _LogSumExp(powers).alone()
     if powers.shift is not None:
@@ -238,17 +242,18 @@ class Powers:
     """
 
     def __init__(
-        self, origins: Origins, exponentials: Any, shifted: Any, axes, factors
+        self, origins: Origins, total: Origin, exponentials: Any, shifted: Any, factors
     ):
-        self.exponentials, self.shifted = exponentials, shifted
-        self.axes, self.factors = axes, factors
+        self.total, self.axes = total, total.eqn.params["axes"]
+        self.size = math.prod(shape_of(total.value))
+        self.exponentials, self.shifted, self.factors = exponentials, shifted, factors
         self.operand, self.shift = self.shifted, None
         difference = _origin(origins, self.shifted, P.sub_p, through=())
         if difference:
             operand, shift = difference.operands
             if shape_of(operand) == shape_of(self.shifted) and all(
                 _constant_along(origins, shift, axis, len(shape_of(operand)))
-                for axis in axes
+                for axis in self.axes
             ):
                 self.operand, self.shift = operand, shift
 
@@ -266,6 +271,7 @@ def _constant_along(origins: Origins, value: Any, axis: int, rank: int) -> bool:
 
 
 def sum_of_powers(origins: Origins, value: Any) -> Powers | None:
+    """`sum(factors * exp(s), axes)` in any shape, recognised."""
     total = _origin(origins, value, P.reduce_sum_p)
     if total is None:
         return None
@@ -273,12 +279,48 @@ def sum_of_powers(origins: Origins, value: Any) -> Powers | None:
     origin = origins.origin(exponentials)
     if origin is None or origin.eqn.primitive is not P.exp_p:
         return None
-    axes = total.eqn.params["axes"]
-    kept = tuple(1 if k in axes else n for k, n in enumerate(shape_of(exponentials)))
-    squeezed = tuple(n for k, n in enumerate(kept) if k not in axes)
-    if shape_of(value) not in (kept, squeezed, shape_of(exponentials)):
-        return None
-    return Powers(origins, exponentials, origin.operands[0], axes, factors)
+    return Powers(origins, total, exponentials, origin.operands[0], factors)
+
+
+def _aligned(origins: Origins, powers: Powers, value: Any) -> bool:
+    """Whether a value made of the sum has been broadcast back along the summed axes.
+
+    Sums over the rows of a square matrix may as well be broadcast along its columns.
+    """
+    axes, rank = _axes(origins, powers.total, value), len(shape_of(powers.exponentials))
+    return not axes or (
+        len(axes) == rank
+        and all(
+            axis == k or (axis is None and (k in powers.axes or size == 1))
+            for k, (axis, size) in enumerate(zip(axes, shape_of(value), strict=True))
+        )
+    )
+
+
+def _axes(origins: Origins, total: Origin, value: Any) -> list[int | None]:
+    """For each axis of a value made of a sum the axis of what was summed.
+
+    None for an axis of size 1, and for one that came by a broadcast.
+    """
+    sizes = shape_of(value)
+    if value is total.value:
+        summed, shape = total.eqn.params["axes"], shape_of(total.operands[0])
+        kept = [k for k in range(len(shape)) if k not in summed]
+        return [k if shape[k] > 1 else None for k in kept]
+    origin = origins.origin(value)
+    assert origin is not None  # the sum was found on this way
+    axes = _axes(origins, total, origin.operands[0])
+    if origin.eqn.primitive is P.broadcast_in_dim_p:
+        places = origin.eqn.params["broadcast_dimensions"]
+        came_from = dict(zip(places, axes, strict=True))
+        return [came_from.get(k) for k in range(len(sizes))]
+    if origin.eqn.primitive in (P.reshape_p, P.squeeze_p):
+        # Axes of size 1 come and go; a reshape of others mixes them up.
+        before = [n for n in shape_of(origin.operands[0]) if n > 1]
+        same = before == [n for n in sizes if n > 1]
+        left = iter([a for a in axes if a is not None] if same else [-1] * len(sizes))
+        return [next(left, None) if n > 1 else None for n in sizes]
+    return axes
 
 
 def _factors(origins: Origins, value: Any) -> tuple[Any, Any]:
@@ -307,8 +349,12 @@ def _is_zero(origins: Origins, value: Any) -> bool:
 
 
 def back(origins: Origins, value: Any, through=(P.convert_element_type_p,)) -> Any:
-    """The value before the given kinds of equation."""
-    while (origin := origins.origin(value)) and origin.eqn.primitive in through:
+    """The value before the given kinds of equation; a cast to integers is a step."""
+    while (
+        (origin := origins.origin(value))
+        and origin.eqn.primitive in through
+        and jnp.issubdtype(origin.eqn.outvars[0].aval.dtype, jnp.inexact)  # pyright: ignore
+    ):
         value = origin.operands[0]
     return value
 

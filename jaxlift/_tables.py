@@ -37,7 +37,7 @@ _PRODUCTS = existing("dot_general", "conv_general_dilated")
 _ELEMENTWISE = {*DIFFERENCES, *STEPS}
 
 STRUCTURE = {
-    **dict.fromkeys(existing("jit", "closed_call", "call", "custom_vjp_call"), _control.call),
+    **dict.fromkeys(existing("jit", "closed_call", "call", "composite", "custom_vjp_call"), _control.call),
     **dict.fromkeys(existing("call_hi_primitive"), _control.expanded),
     P.custom_jvp_call_p: _control.custom_jvp,
     P.remat_p:           _control.remat,

@@ -21,6 +21,7 @@ from jaxlift._arguments import (
     attributed,
     called_with_reference,
     check_callable,
+    check_rules,
     check_tags,
     count_references,
     is_array,
@@ -410,6 +411,7 @@ def _evaluate(
     tags: Sequence[str] = (),
     output: Callable[[Pair], Any] = operator.attrgetter("x"),
 ) -> _Evaluation:
+    check_rules(rules)
     kept: Any = None  # what of aux is no array
 
     def checked(*args, **kwargs):

@@ -142,6 +142,20 @@ _over(
     nn_threshold=lambda x: jnp.where(x > 1.5, x, 0.3),
 )
 _over(positive(), nn_log1mexp=nn.log1mexp)
+
+
+def _by_sums(e):
+    return e / jnp.broadcast_to(e.sum(1), e.shape)
+
+
+def _less_logs(s):
+    return s - jnp.log(jnp.exp(s).sum(1))
+
+
+def _whole_by_sums(e):
+    return e.astype(int) / e.sum(1, keepdims=True)
+
+
 _over(
     wide(3, 4),
     nn_softmax_axis=lambda x: nn.softmax(x, axis=0),
@@ -156,7 +170,12 @@ _over(
     nn_rms_norm=lambda x: x * lax.rsqrt((x * x).mean(1, keepdims=True) + 1e-6),
     nn_l2_normalize=lambda x: x / jnp.maximum(linalg.norm(x, axis=1)[:, None], 1e-6),
     nn_attention_by_hand=lambda x: nn.softmax(x @ x.T / 2.0) @ x,
-    nn_gumbel=lambda x: nn.softmax(x + _random(3, 4), axis=-1),
+    nn_rows_by_sums_of_columns=lambda x: _by_sums(jnp.exp(x[:, :3])),
+    nn_rows_less_logs_of_columns=lambda x: _less_logs(x[:, :3]),
+    nn_log_of_a_broadcast_sum=lambda x: jnp.log(
+        jnp.broadcast_to(jnp.exp(x).sum(1, keepdims=True), x.shape)
+    ),
+    nn_whole_exponentials=lambda x: _whole_by_sums(jnp.exp(x)),
 )
 _over(
     reals(1, 3, 2, 4, kind="single"),  # its softmax is in float32
@@ -1007,10 +1026,16 @@ def _policy(x):
     return saved(x) + dots(x)
 
 
-def _dynamic_while(x):
-    return lax.while_loop(
-        lambda s: s[0] < 3, lambda s: (s[0] + 1, jnp.sin(s[1]) + s[1]), (0, x)
-    )[1]
+@jax.custom_vjp
+def _composite(x):
+    return lax.composite(lambda y: jnp.tanh(y) ** 2, "own.function")(x)
+
+
+def _composite_backward(x, ct):
+    return (ct * 2 * jnp.tanh(x) * (1 - jnp.tanh(x) ** 2),)
+
+
+_composite.defvjp(lambda x: (_composite(x), x), _composite_backward)
 
 
 _over(
@@ -1044,7 +1069,9 @@ _over(
     call_linearize=lambda x: jax.linearize(jnp.sin, x)[1](x[::-1]),
     call_grad_relu=lambda x: jax.grad(lambda y: nn.relu(y * 2).sum())(x) * x,
     call_grad_max=lambda x: jax.grad(lambda y: (y * jnp.max(y)).sum())(x),
+    call_composite=_composite,
     call_scan=lambda x: lax.scan(_cell, jnp.zeros_like(x[0]), x)[1],
+    call_scan_empty=lambda x: lax.scan(_cell, x[0], x[:0])[0],
     call_scan_carry=lambda x: lax.scan(_cell, x[0], x[1:])[0],
     call_scan_reverse=lambda x: lax.scan(_cell, x[0], x, reverse=True)[1],
     call_scan_unroll=lambda x: lax.scan(_cell, x[0], x, unroll=2)[1],
@@ -1185,12 +1212,26 @@ _over(
 )
 
 
+@jax.custom_jvp
+def _called_back(x):
+    return jax.pure_callback(np.round, x, x, vmap_method="expand_dims")
+
+
+_called_back.defjvp(lambda p, t: (_called_back(*p), t[0]))
+
 REFUSED: dict[str, tuple[Callable[[Any], Any], Domain]] = {
     "while": (
         lambda x: lax.while_loop(lambda v: (v @ v) < 9, lambda v: v * 2, x),
         reals(),
     ),
+    "while_of_known_length": (
+        lambda x: lax.while_loop(
+            lambda s: s[0] < 3, lambda s: (s[0] + 1, jnp.sin(s[1])), (0, x)
+        )[1],
+        reals(),
+    ),
     "callback": (lambda x: jax.pure_callback(lambda y: y, x, x), reals()),
+    "callback_with_a_derivative": (_called_back, reals()),
     "reduce_window": (
         lambda x: _window(x, 0.2, lax.max, 2, 2),
         reals(1, 2, 4, 4),

@@ -11,6 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 import jaxlift
 from jaxlift import methods
+from jaxlift._interpret import Context
 
 X, R = jnp.array([1.0, 2.0, 3.0]), jnp.array([0.5, -1.0, 0.0])
 W = jnp.array([[1.0, -2.0], [0.5, 1.0], [-1.0, 0.3]])
@@ -269,3 +270,29 @@ def test_constants_outside_jit():
     # A step that has nothing to do returns the very array that it was given.
     matrix = jnp.eye(3) + 0.1 * W @ W.T
     complete(lambda x: jnp.linalg.solve(matrix, x).sum())
+
+
+def test_a_fixed_matrix_is_walked_through_once(monkeypatch):
+    """What a solve's matrix is made of may be used again and again on the way."""
+    asked = []
+    origin = Context.origin
+    monkeypatch.setattr(
+        Context, "origin", lambda self, v: asked.append(1) or origin(self, v)
+    )
+
+    def f(x, matrix):
+        for _ in range(12):
+            matrix = matrix + 0.1 * jnp.tanh(matrix)
+        return jnp.linalg.solve(matrix + 4 * jnp.eye(3), x).sum()
+
+    jax.make_jaxpr(jaxlift.deeplift(f))(jnp.ones(3), jnp.ones((3, 3)), 0.0)
+    assert len(asked) < 400
+
+
+@pytest.mark.parametrize("rules", TABLES)
+def test_a_scan_of_no_steps(rules):
+    def f(x):
+        step = lambda carry, row: (jnp.tanh(carry * row), carry)
+        return (lax.scan(step, x[:2], jnp.zeros((0, 2)))[0] ** 2).sum()
+
+    complete(f, rules=getattr(jaxlift, rules))

@@ -224,3 +224,16 @@ def test_masks_and_complex_numbers(name, x64):
     np.testing.assert_allclose(c.sum(), f(x) - f(r), rtol=1e-12)
     parts = jaxlift.parts(f)(x, r)
     assert np.isfinite(parts).all()
+
+
+def test_what_is_subtracted_swaps_its_parts(x64):
+    """In a difference as in an update: both spellings have the same parts."""
+    rng = np.random.default_rng(3)
+    weights, x, r = rng.normal(size=(6, 6)), *rng.normal(size=(2, 6))
+    ones, places = jnp.ones(6), jnp.arange(6)
+
+    def parts(function):
+        return jaxlift.parts(lambda x: function(x @ weights)[0])(x, r)
+
+    update = parts(lambda y: ones.at[places].subtract(y))
+    jax.tree.map(np.testing.assert_allclose, update, parts(lambda y: ones - y))
