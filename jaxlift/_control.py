@@ -255,10 +255,9 @@ def while_loop(step: Step, *operands: Any) -> list:
         "the trip count of a while loop is not known beforehand, and it works on a "
         "value that depends on the attributed input at "
         f"{_compat.source_line(step.eqn)}: there is no way back through it, in "
-        "jax.grad either. Bound it "
-        "(jax.lax.fori_loop with Python numbers for limits, jax.lax.scan), give the "
-        "function around it a rule of its own (@jaxlift.custom_rule), or stop the "
-        "gradient of what the loop works on."
+        "jax.grad either. Bound it (jax.lax.fori_loop with Python numbers for limits, "
+        "jax.lax.scan), give the function around it a rule of its own "
+        "(@jaxlift.custom_rule), or stop the gradient of what the loop works on."
     )
 
 

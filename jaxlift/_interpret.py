@@ -142,7 +142,8 @@ class Context:
     to two arrays of zeros, added to either part of the tagged value so that it can be
     differentiated by them; `found` collects the tagged values. `origins` remembers
     how values came about, for rules that recognise a form of several equations
-    (softmax).
+    (softmax): the innermost equation, of values of this walk alone, so that no form is
+    recognised across the border of a scan or a remat.
     """
 
     def __init__(
@@ -275,7 +276,7 @@ def _evaluate(context: Context, eqn: core.JaxprEqn, operands: list) -> list:
     for k, output in enumerate(outputs):
         # What comes out as it went in (a constant that is stopped) was not made here.
         if all(output is not operand for operand in operands):
-            # The innermost equation counts: a call only hands on what its body made.
+            # A call only hands on what its body made.
             context.origins.setdefault(id(output), Origin(output, eqn, operands, k))
     return outputs
 

@@ -249,7 +249,7 @@ def _one_side(linear_map: Callable, weight: Any) -> Callable:
     Either side of a weight is made once, and of a factor nothing but its sign: the way
     back keeps what it is made of.
     """
-    if linear_map is scale:
+    if linear_map is scale:  # whose weight has the shape of the tangent
         stays = weight >= 0
         return lambda own, other: scale(weight, jnp.where(stays, own, other))
     kept, crossing = _at_least_0(weight), _at_most_0(weight)

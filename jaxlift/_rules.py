@@ -130,7 +130,7 @@ def indexed(first: int, last: int | None = None) -> Callable:
         indices = range(len(operands))[first:last]
         if not any(isinstance(operands[k], Pair) for k in indices):
             return linear(step, *operands, indices=indices)
-        zeros = [jnp.zeros_like(stopped(operand)) for operand in operands]
+        zeros = {k: jnp.zeros_like(stopped(o)) for k, o in enumerate(operands)}
         sides = [
             {k: side(operands[k]) for k in indices} for side in (stopped, at_reference)
         ]
@@ -142,7 +142,6 @@ def indexed(first: int, last: int | None = None) -> Callable:
 
             return mean_over_indices, sides, operands[k]
 
-        zeros = dict(enumerate(zeros))
         arrays = [k for k, o in enumerate(operands) if isinstance(o, Pair)]
         return secant(
             step.bind(*map(stopped, operands)),
@@ -174,7 +173,7 @@ def path(step: Step, *operands: Any, binder: Callable | None = None) -> Any:
     floats = [k for k, x in enumerate(xs) if not is_discrete(x)]
 
     def derivative(ends, *tangents):
-        bind = binder(ends[0])
+        bind = binder(ends[0])  # as above, but of what JAX hands to the tangent map
 
         def at(node):
             t, weight = node

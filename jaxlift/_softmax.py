@@ -316,10 +316,10 @@ def _axes(origins: Origins, total: Origin, value: Any) -> list[int | None]:
         return [came_from.get(k) for k in range(len(sizes))]
     if origin.eqn.primitive in (P.reshape_p, P.squeeze_p):
         # Axes of size 1 come and go; a reshape of others mixes them up.
-        before = [n for n in shape_of(origin.operands[0]) if n > 1]
-        same = before == [n for n in sizes if n > 1]
-        left = iter([a for a in axes if a is not None] if same else [-1] * len(sizes))
-        return [next(left, None) if n > 1 else None for n in sizes]
+        before = shape_of(origin.operands[0])
+        same = [n for n in before if n > 1] == [n for n in sizes if n > 1]
+        left = (a if same else -1 for a, n in zip(axes, before, strict=True) if n > 1)
+        return [next(left, -1) if n > 1 else None for n in sizes]
     return axes
 
 

@@ -95,7 +95,7 @@ class Pair(Varying):
     """A value at the input, `x`, beside the same value at the reference, `r`.
 
     A boolean or integer cannot carry a tangent: its `carrier` does, the same number
-    as a float (None otherwise).
+    as a float (None otherwise). So `x` is the value and `source` what moves with it.
     """
 
     intervals = ((0, 1),)

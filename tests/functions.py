@@ -148,6 +148,10 @@ def _by_sums(e):
     return e / jnp.broadcast_to(e.sum(1), e.shape)
 
 
+def _by_sums_reshaped(e):
+    return e / jnp.broadcast_to(e.sum(2).reshape(3), (3, 3)).reshape(e.shape)
+
+
 def _less_logs(s):
     return s - jnp.log(jnp.exp(s).sum(1))
 
@@ -171,6 +175,7 @@ _over(
     nn_l2_normalize=lambda x: x / jnp.maximum(linalg.norm(x, axis=1)[:, None], 1e-6),
     nn_attention_by_hand=lambda x: nn.softmax(x @ x.T / 2.0) @ x,
     nn_rows_by_sums_of_columns=lambda x: _by_sums(jnp.exp(x[:, :3])),
+    nn_rows_by_sums_reshaped=lambda x: _by_sums_reshaped(jnp.exp(x[None, :, :3])),
     nn_rows_less_logs_of_columns=lambda x: _less_logs(x[:, :3]),
     nn_log_of_a_broadcast_sum=lambda x: jnp.log(
         jnp.broadcast_to(jnp.exp(x).sum(1, keepdims=True), x.shape)
