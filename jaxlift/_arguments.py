@@ -87,7 +87,8 @@ def split_reference(values: Sequence) -> tuple[tuple, Any]:
     if len(values) < 2:
         raise TypeError(
             "call the explained function with its arguments and then the reference, "
-            f"g(*args, reference), by position; got {len(values)} so"
+            "g(*args, reference), which is not given by name; got "
+            f"{len(values)} positional argument(s)"
         )
     return tuple(values[:-1]), values[-1]
 

@@ -68,15 +68,15 @@ def custom_jvp(step: Step, *operands: Any) -> list:
     """A custom_jvp function: its body, and its own derivative where nothing moved.
 
     Where the two points coincide at the function's own input, multipliers are the
-    derivative that its author gave (relu'(0) = 0).
+    derivative that its author gave (relu'(0) = 0). A body that has no rule (that of
+    jax.scipy.special.zeta) gets the path rule over that derivative, unless it is a
+    kernel or a callback: what those do nobody knows.
     """
     outermost = not step.context.in_custom_jvp
     step.context.in_custom_jvp = True
     try:
         outputs = _walk(step.context, step.params["call_jaxpr"], operands)
     except UnsupportedPrimitiveError:
-        # No rule for the body (jax.scipy.special.zeta), but its author gave a
-        # derivative: along the path. What a kernel or a callback does nobody knows.
         if not outermost or _compat.is_foreign(step.params["call_jaxpr"]):
             raise
         return path(step, *map(settle, operands))

@@ -66,7 +66,6 @@ def scoped(rules: Rules, scopes: Mapping[str, Rules]) -> Rules:
     def choice(primitive):
         default = rules.get(primitive)
 
-        @lazy
         def rule(step: Step, *operands: Any) -> Any:
             place = "/" + "/".join(re.findall(r"[^/()]+", _compat.name_scope())) + "/"
             fitting = [t for scope, t in scopes.items() if f"/{scope}/" in place]
@@ -75,8 +74,9 @@ def scoped(rules: Rules, scopes: Mapping[str, Rules]) -> Rules:
                 raise unsupported(step.eqn)
             return apply(chosen, step, operands)
 
-        rule.opens_split = any(opens_split(t.get(primitive)) for t in tables)  # pyright: ignore
-        return rule
+        choices = [t.get(primitive) for t in tables]
+        rule.opens_split = any(map(opens_split, choices))  # pyright: ignore
+        return lazy(rule) if any(map(is_lazy, choices)) else rule
 
     return table({primitive: choice(primitive) for t in tables for primitive in t})
 

@@ -181,6 +181,7 @@ _over(
         jnp.broadcast_to(jnp.exp(x).sum(1, keepdims=True), x.shape)
     ),
     nn_whole_exponentials=lambda x: _whole_by_sums(jnp.exp(x)),
+    nn_gumbel=lambda x: nn.softmax(x + _random(3, 4), axis=-1),
 )
 _over(
     reals(1, 3, 2, 4, kind="single"),  # its softmax is in float32
