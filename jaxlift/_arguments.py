@@ -144,6 +144,10 @@ def _dtype_of(value: Any, what: str) -> Any:
     )
 
 
+def _is_weak(value: Any) -> bool:
+    return jnp.ndim(value) == 0 and getattr(value, "weak_type", False)
+
+
 def _leaf_like(reference: Any, x: Any, name: str) -> Any:
     dtype = _dtype_of(x, name)
     if not jnp.issubdtype(dtype, jnp.floating):
@@ -152,7 +156,8 @@ def _leaf_like(reference: Any, x: Any, name: str) -> Any:
             "attributed to. Cast it, or attribute to a floating value computed from it "
             "(an embedding): at=, intermediate, or split the function there."
         )
-    if not isinstance(reference, (bool, int, float)):
+    # A Python number, also as jit hands it on.
+    if not isinstance(reference, (bool, int, float)) and not _is_weak(reference):
         given = _dtype_of(reference, f"the reference of {name}")
         if given != dtype:
             raise ReferenceMismatchError(

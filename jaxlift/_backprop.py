@@ -17,19 +17,17 @@ from jax.tree_util import Partial
 
 from jaxlift import _compat
 from jaxlift._interpret import Step, lazy
+from jaxlift._pieces import settle, shape_of
 from jaxlift._rules import AFFINE, extend, gradient, one_root, select
 from jaxlift._values import (
     Array,
     Pair,
-    Piece,
     Slope,
     Varying,
     attach,
     is_discrete,
     scale,
     secant,
-    settle,
-    shape_of,
     still,
 )
 
@@ -85,13 +83,16 @@ class _Ratio(Pair):
 
     intervals = ((0, 0),)
 
-    def close(self, piece: Piece) -> Pair:
+    @staticmethod
+    def weights(piece: Any) -> Slope:
         """`F(z) / z`; the derivative where z is 0."""
-        value, z = piece.values[0], self.value
+        return _ratio(piece.values[0], piece.points[0], piece.best_slope(0))
+
+    def close(self, piece: Any, value: Array, reference: Array, slope: Slope) -> Pair:
+        """What passes back `F(z) / z`."""
         if is_discrete(value):
-            return still(*piece.values)
-        slope = _ratio(value, z, piece.best_slope(0))
-        return secant(*piece.values, (scale, slope, Pair(self.x, self.r)))
+            return still(value, reference)
+        return secant(value, reference, (scale, slope, Pair(self.x, self.r)))
 
 
 def _ratio(value: Array, z: Array, at_zero: Slope) -> Array:

@@ -25,18 +25,16 @@ from jaxlift._interpret import (
     lazy,
     tags_of,
 )
+from jaxlift._pieces import Piece, like, once, pair_of, piece_of, settle
 from jaxlift._rules import choose, gradient, one_root, path
 from jaxlift._values import (
+    Array,
     Pair,
-    Piece,
+    Slope,
     Varying,
     at_input,
     at_reference,
-    is_discrete,
     kind_of,
-    pair_of,
-    piece_of,
-    settle,
 )
 
 
@@ -100,37 +98,59 @@ def _activation(outputs: Sequence) -> bool:
 
 def _own_slopes(step: Step, operands: Sequence, outputs: Sequence[Piece]) -> list:
     pieces = [piece_of(o) if isinstance(o, Varying) else o for o in operands]
-    players = [k for k, o in enumerate(pieces) if isinstance(o, Piece)]
-    root = outputs[0].root
+    return [OwnSlope(step, [*pieces, output], n) for n, output in enumerate(outputs)]
 
-    @functools.cache
-    def own(k):
-        """Where the inputs coincide, and the derivative along the root there."""
-        i, j = root.intervals[k]
-        primals = [pieces[p].values[i] for p in players]
-        before = [pieces[p].values[j] for p in players]
+
+class OwnSlope(Piece):
+    """Output `n` of an elementwise function with a derivative of its own.
+
+    Its operands are the function's, and the output as its body explains it. Two
+    functions may have one body and different derivatives.
+    """
+
+    repeats = False
+
+    def __init__(self, step: Step, operands: Sequence, n: int):
+        self.n, self.output = n, operands[-1]
+        super().__init__(step, operands, self.output.order, self.output.traits)
+        self.static = (n,)
+
+    @property
+    def values(self) -> Sequence[Array]:
+        """The values of the body."""
+        return self.output.values
+
+    @property
+    def aval(self) -> Any:
+        """The shape and dtype of the output."""
+        return self.output.aval
+
+    def difference(self, k: int) -> Slope:
+        """The body's; where the inputs coincide, the derivative along the root."""
+        *operands, _ = self.operands
+        i, j = self.root.intervals[k]
+        at, before = self.at(i), self.at(j)
+        players = [p for p, o in enumerate(operands) if isinstance(o, Piece)]
+        primals = [at[p] for p in players]
         tangents = [
-            jnp.broadcast_to(jnp.asarray(pieces[p].slope(k)), v.shape).astype(v.dtype)
+            like(operands[p].slope(k), v).astype(v.dtype)
             for p, v in zip(players, primals, strict=True)
         ]
 
         def function(*values):
-            at = dict(zip(players, values, strict=True))
-            return step.bind(*(at.get(n, o) for n, o in enumerate(pieces)))
+            moved = dict(zip(players, values, strict=True))
+            return self.step.bind(*(moved.get(p, o) for p, o in enumerate(operands)))
 
         _, derivatives = jax.jvp(function, primals, tangents)
-        same = [u == v for u, v in zip(primals, before, strict=True)]
-        return functools.reduce(jnp.logical_and, same), derivatives
+        same = [at[p] == before[p] for p in players]
+        same = functools.reduce(jnp.logical_and, same)
+        elsewhere = once(_slope, None, [self.output, k])
+        return jnp.where(same, derivatives[self.n], elsewhere)
 
-    def with_own(n, output):
-        def slope(k):
-            same, derivatives = own(k)
-            return jnp.where(same, derivatives[n], output.slope(k))
 
-        difference = None if is_discrete(output.values[0]) else slope
-        return output.extended(output.values, difference, output.order, output.traits)
-
-    return [with_own(n, output) for n, output in enumerate(outputs)]
+def _slope(step: Any, piece: Piece, k: int) -> Slope:
+    del step
+    return piece.slope(k)
 
 
 def _own_derivative(step: Step, operands: Sequence) -> list:

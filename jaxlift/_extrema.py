@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -37,14 +39,15 @@ def _shares(hits):
     return hits / jnp.where(count == 0, 1, count)
 
 
+@functools.partial(jax.jit, static_argnames="shares", inline=True)
 def _extremum_weights(x, r, shares: Callable) -> Any:
     """Multipliers of the maximum over the last axis."""
     y, y0 = x.max(-1, keepdims=True), r.max(-1, keepdims=True)
-    at_x = shares(x == y)
+    at_x = shares(x == y).astype(x.dtype)
     # Among cells tied at the reference the input's winner is preferred.
     tied = r == y0
     both = tied & (at_x > 0)
-    at_r = shares(jnp.where(both.any(-1, keepdims=True), both, tied))
+    at_r = shares(jnp.where(both.any(-1, keepdims=True), both, tied)).astype(x.dtype)
     return _cross_max(x, r, y, y0, at_x, at_r)
 
 
@@ -82,7 +85,7 @@ def window_extremum(sign: int) -> Callable:
             return patches(array, fill, **step.params)
 
         x, r = (sign * windows(wide(v), -sign * jnp.inf) for v in operand.ends)
-        weights = _extremum_weights(x, r, lambda hits: _first(hits).astype(x.dtype))
+        weights = _extremum_weights(x, r, _first)
         return secant(
             step.bind(operand.value),
             step.bind(operand.r),

@@ -19,7 +19,8 @@ from typing import Any, Protocol
 from jax.extend import core
 
 from jaxlift import _compat
-from jaxlift._values import Varying, settle
+from jaxlift._pieces import settle
+from jaxlift._values import Varying
 
 Rule = Callable[..., Any]
 Rules = Mapping[core.Primitive, Rule]

@@ -12,14 +12,13 @@ from jax.tree_util import Partial
 
 from jaxlift import _compat
 from jaxlift._interpret import Context, Step, interpret
+from jaxlift._pieces import pair_of, settle
 from jaxlift._rules import path
 from jaxlift._values import (
     Pair,
     at_input,
     at_reference,
     attach,
-    pair_of,
-    settle,
     stopped,
 )
 

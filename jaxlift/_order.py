@@ -127,10 +127,10 @@ def top_k(step: Step, operand: Pair) -> Any:
     params = step.params
     k, axis = params["k"], params.get("reduction_dimension", params.get("axis"))
     axis = operand.r.ndim - 1 if axis is None else axis
-    weights = ranks(*(jnp.moveaxis(v, axis, -1) for v in operand.ends))
+    sign = -1 if params.get("is_max_k", True) else 1
+    weights = ranks(*(sign * jnp.moveaxis(v, axis, -1) for v in operand.ends))
     (x, at_x), (r, at_r) = step.bind(operand.value), step.bind(operand.r)
-    ordered = weights[..., ::-1, :] if params.get("is_max_k", True) else weights
-    best = ordered[..., :k, :]
+    best = weights[..., :k, :]
     return [secant(x, r, (_permute(axis), best, operand)), still(at_x, at_r)]
 
 

@@ -28,11 +28,11 @@ from jax.tree_util import Partial
 
 from jaxlift._compat import existing
 from jaxlift._interpret import Step
+from jaxlift._pieces import Piece
 from jaxlift._rules import bilinear, on_floats
 from jaxlift._values import (
     Array,
     Pair,
-    Piece,
     Slope,
     add,
     at_reference,
@@ -116,16 +116,22 @@ class Split(Pair):
         pos, neg = self.parts
         return self.value, self.r, self.r + pos, self.r + neg
 
-    def close(self, piece: Piece) -> Pair:
-        """An activation: the Shapley values of the two parts (paper, section 3.5.3).
+    @staticmethod
+    def weights(piece: Piece) -> tuple[Slope, Slope]:
+        """The Shapley values of the two parts per unit of each (paper, section 3.5.3).
 
         `m_pos = ½ [D(r+p, r) + D(r+p+n, r+n)]`,
         `m_neg = ½ [D(r+n, r) + D(r+p+n, r+p)]`:
 
         means over the two orders in which the parts may move, `up` or `down` first.
         """
-        up, down = _over_orders(piece)
-        value, reference = piece.values[:2]
+        return _over_orders(piece)
+
+    def close(
+        self, piece: Piece, value: Array, reference: Array, slopes: tuple
+    ) -> Pair:
+        """An activation: each part with its Shapley value."""
+        up, down = slopes
         if is_discrete(value):
             carrier = jnp.asarray(value, self.pos.dtype)
             weights = Partial(_weighted_sum, up, down)
@@ -231,7 +237,24 @@ def _over_orders(piece: Piece) -> tuple[Slope, Slope]:
         return sum(jnp.where(ok, slope, 0) for ok, slope in rows) / count
 
     up, down = map(mean, zip(*ways, strict=True))
-    return up, down
+    _, r, risen, fallen, *_ = piece.points
+    no_pos, no_neg = risen == r, fallen == r
+    return (
+        jnp.where(no_pos & ~no_neg, _within(up, down), up),
+        jnp.where(no_neg & ~no_pos, _within(down, up), down),
+    )
+
+
+def _within(absent: Array, present: Array) -> Array:
+    """The multiplier of a part that is not there, not too large beside the other's.
+
+    Next to a singularity (the logarithm of counts and a pseudocount, at no counts) it
+    may be 1e8 times as large. What it multiplies is nothing, but a sum and a difference
+    of both multipliers is what goes back through a product (see `opening`): rounding
+    would leave nothing of the smaller one.
+    """
+    most = jnp.finfo(absent.dtype).eps ** -0.25 * abs(present)
+    return jnp.clip(absent, -most, most)
 
 
 def _weighted_sum(up: Slope, down: Slope, *tangents: Array) -> Array:

@@ -23,9 +23,19 @@ from jax.tree_util import Partial
 from jaxlift._compat import existing
 from jaxlift._differences import DIFFERENCES, STEPS, quotient, wide
 from jaxlift._interpret import Step, lazy, unsupported
+from jaxlift._pieces import (
+    Given,
+    Piece,
+    like,
+    once,
+    piece_of,
+    root_of,
+    settle,
+    shape_of,
+)
 from jaxlift._values import (
     Pair,
-    Piece,
+    Slope,
     Varying,
     add,
     at_input,
@@ -34,12 +44,8 @@ from jaxlift._values import (
     is_discrete,
     kind_of,
     number,
-    piece_of,
-    root_of,
     scale,
     secant,
-    settle,
-    shape_of,
     still,
     stopped,
 )
@@ -305,35 +311,39 @@ def broadcast(pair: Pair, shape: Sequence[int]) -> Pair:
 
 
 def extend(step: Step, operands: Sequence) -> Piece:
+    """One more step of an activation."""
+    return Extension(step, _as_pieces(operands))
+
+
+def _as_pieces(operands: Sequence) -> list:
+    return [piece_of(o) if isinstance(o, Varying) else o for o in operands]
+
+
+class Extension(Piece):
     """One more step of an activation: `d F = sum_i D_i dF_i` over its operands."""
-    pieces = [piece_of(o) if isinstance(o, Varying) else o for o in operands]
-    players = [k for k, o in enumerate(pieces) if isinstance(o, Piece)]
-    first = pieces[players[0]]
-    root = first.root
 
-    def at(n):
-        return [o.values[n] if isinstance(o, Piece) else o for o in pieces]
+    def __init__(self, step: Step, operands: Sequence):
+        self.players = [k for k, o in enumerate(operands) if isinstance(o, Piece)]
+        pieces = [operands[k] for k in self.players]
+        order = max(piece.order for piece in pieces)
+        affine = step.primitive in AFFINE and len(pieces) == 1
+        affine = affine and not (step.primitive is P.div_p and self.players[0] > 0)
+        if not affine and step.primitive not in STEPS:
+            order = 2 if order or len(pieces) > 1 else 1
+        known = {trait for trait, those in TRAITS.items() if step.primitive in those}
+        power = step.primitive is P.integer_pow_p and step.params["y"] >= 0
+        known |= {"total"} if affine or power else set()
+        traits = frozenset(known).intersection(*(piece.traits for piece in pieces))
+        super().__init__(step, operands, order, traits, step.primitive in STEPS)
 
-    values = [step.bind(*at(n)) for n in range(len(first.points))]
-    order = max(pieces[k].order for k in players)
-    if step.primitive in STEPS or is_discrete(values[0]):
-        return first.extended(values, None, order)
-
-    def slope(k):
-        a, b = ([_wide(v) for v in at(n)] for n in root.intervals[k])
-        partial = [shapley(step, player, a, b, players) for player in players]
-        inner = [pieces[player].slope(k) for player in players]
-        return add(*(scale(d, f) for d, f in zip(partial, inner, strict=True)))
-
-    affine = step.primitive in AFFINE and len(players) == 1
-    affine = affine and not (step.primitive is P.div_p and players[0] > 0)
-    if not affine:
-        order = 2 if order or len(players) > 1 else 1
-    known = {trait for trait, those in TRAITS.items() if step.primitive in those}
-    power = step.primitive is P.integer_pow_p and step.params["y"] >= 0
-    known |= {"total"} if affine or power else set()
-    traits = frozenset(known).intersection(*(pieces[k].traits for k in players))
-    return first.extended(values, slope, order, traits)
+    def difference(self, k: int) -> Slope:
+        """The chain rule."""
+        a, b = ([_wide(v) for v in self.at(n)] for n in self.root.intervals[k])
+        rows = (
+            (shapley(self.step, n, a, b, self.players), self.operands[n].slope(k))
+            for n in self.players
+        )
+        return add(*(scale(d, inner) for d, inner in rows))
 
 
 def _wide(value: Any) -> Any:
@@ -394,34 +404,38 @@ def _compare(step: Step, u: Any, v: Any) -> Piece:
         for o in (u, v)
     )
     root = Pair(at_input(du) - at_input(dv), at_reference(du) - at_reference(dv))
-    values = [step.bind(stopped(u), stopped(v)), step.bind(u.r, v.r)]
-    return Piece.identity(root).extended(values, None, 0)
+    values = step.bind(stopped(u), stopped(v)), step.bind(u.r, v.r)
+    return Given(None, [piece_of(root), *values])
 
 
 def _players(step: Step, operands: Sequence) -> Pair:
     """A step of several pairs; an activation of a plain pair passes on to its root."""
     operands = [_to_root(operand) for operand in operands]
+    value, reference, weights = once(_shares, step, operands)
+    roots = [operand.root for operand in operands if isinstance(operand, Piece)]
+    terms = [(scale, w, root) for w, root in zip(weights, roots, strict=True)]
+    return secant(value, reference, *terms)
+
+
+def _shares(step: Step, *operands: Any) -> tuple:
+    """The values of a step of several pairs, and the multiplier of each."""
     players = [k for k, o in enumerate(operands) if isinstance(o, Piece)]
     xs, rs = (
         [o.values[n] if isinstance(o, Piece) else o for o in operands] for n in (0, 1)
     )
     a, b = ([_wide(v) for v in side] for side in (xs, rs))
-    terms = [
-        (
-            scale,
-            scale(operands[k].best_slope(0), shapley(step, k, a, b, players)),
-            operands[k].root,
-        )
+    weights = [
+        scale(operands[k].best_slope(0), shapley(step, k, a, b, players))
         for k in players
     ]
-    return secant(step.bind(*xs), step.bind(*rs), *terms)
+    return step.bind(*xs), step.bind(*rs), weights
 
 
 def _to_root(operand: Any) -> Any:
     if isinstance(operand, Piece) and type(operand.root) is Pair:
         return operand
     operand = settle(operand)
-    return Piece.identity(operand) if isinstance(operand, Pair) else operand
+    return piece_of(operand) if isinstance(operand, Pair) else operand
 
 
 # ------------------------------------------------------- switches on the input
@@ -437,42 +451,32 @@ def select(step: Step, predicate: Any, *cases: Any) -> Varying:
     """
     shapes = {shape_of(o) for o in (predicate, *cases) if isinstance(o, Varying)}
     if one_root((predicate, *cases)) and shapes == {step.out_shape}:
-        return _select_piece(step, predicate, cases)
+        return Selection(step, _as_pieces((predicate, *cases)))
     predicate, settled = settle(predicate), [settle(case) for case in cases]
     if not isinstance(predicate, Pair):
         return linear(step, predicate, *settled, indices=(0,))
     return choose(predicate, settled, step.bind)
 
 
-def _select_piece(step: Step, predicate: Any, cases: Sequence) -> Piece:
-    operands = [
-        piece_of(o) if isinstance(o, Varying) else o for o in (predicate, *cases)
-    ]
-    pieces = [o for o in operands if isinstance(o, Piece)]
-    first, root = pieces[0], pieces[0].root
+class Selection(Piece):
+    """`select_n` inside an activation: a switch, and the functions that it takes."""
 
-    def at(n):
-        return [o.values[n] if isinstance(o, Piece) else o for o in operands]
+    def __init__(self, step: Step, operands: Sequence):
+        pieces = [o for o in operands if isinstance(o, Piece)]
+        order = max(1, *(piece.order for piece in pieces))
+        traits = frozenset(["total"]).intersection(*(p.traits for p in pieces))
+        super().__init__(step, operands, order, traits)
 
-    values = [step.bind(*at(n)) for n in range(len(first.points))]
-    order = max(max(piece.order for piece in pieces), 1)
-    if is_discrete(values[0]):
-        return first.extended(values, None, order)
-    dtype = wide(values[0]).dtype
-
-    def slope(k):
-        i, j = root.intervals[k]
-        inner = [o.slope(k) if isinstance(o, Piece) else 0.0 for o in operands[1:]]
-        inner = [jnp.broadcast_to(jnp.asarray(d, dtype), step.out_shape) for d in inner]
-        which, before = at(i)[0], at(j)[0]
-        chosen = step.bind(which, *inner)
-        if not isinstance(operands[0], Piece):
+    def difference(self, k: int) -> Slope:
+        """Of the function that both points take; where they differ the quotient."""
+        i, j = self.root.intervals[k]
+        switch, *cases = self.operands
+        slopes = [case.slope(k) if isinstance(case, Piece) else 0.0 for case in cases]
+        which, before = self.at(i)[0], self.at(j)[0]
+        chosen = self.step.bind(which, *(like(d, self.values[i]) for d in slopes))
+        if not isinstance(switch, Piece):
             return chosen
-        crossing = first.extended(values, None, 0).slope(k)
-        return jnp.where(which == before, chosen, crossing)
-
-    traits = frozenset(["total"]).intersection(*(piece.traits for piece in pieces))
-    return first.extended(values, slope, order, traits)
+        return jnp.where(which == before, chosen, self.quotient(k))
 
 
 def choose(index: Pair, cases: Sequence, bind: Callable) -> Pair:

@@ -25,7 +25,9 @@ this is the softmax, the derivative.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -37,6 +39,7 @@ from jax.extend.core import primitives as P
 
 from jaxlift._differences import decay, gap, of_exp, wide
 from jaxlift._interpret import Origin, Origins, Step, lazy
+from jaxlift._pieces import pair_of, piece_of, settle, shape_of
 from jaxlift._rules import elementwise
 from jaxlift._values import (
     Pair,
@@ -45,12 +48,8 @@ from jaxlift._values import (
     at_input,
     at_reference,
     is_discrete,
-    pair_of,
-    piece_of,
     scale,
     secant,
-    settle,
-    shape_of,
 )
 
 RESHAPES = (P.broadcast_in_dim_p, P.reshape_p, P.squeeze_p, P.convert_element_type_p)
@@ -77,11 +76,10 @@ class _Point:
 class _LogSumExp:
     """`log |sum(factors * exp(operand))|` at both points, and its multipliers `M`."""
 
-    def __init__(self, powers: Powers):
-        self.pair, self.axes = pair_of(powers.operand), powers.axes
-        self.x, self.r = (wide(v) for v in self.pair.ends)
+    def __init__(self, x: Any, r: Any, factors: Any, axes: Sequence[int]):
+        self.x, self.r, self.axes = x, r, axes
         # Values and probabilities are each point's own ...
-        points = [_Point(v, self.axes, powers.factors) for v in (self.x, self.r)]
+        points = [_Point(v, axes, factors) for v in (x, r)]
         self.point, self.point0 = points
         # ... multipliers those of both points shifted by their common maximum: a
         # large logit would leave its rounding in the exponents.
@@ -91,7 +89,7 @@ class _LogSumExp:
         top = jnp.maximum(log_s, log_s0)
         top = jnp.where(top == -jnp.inf, 0, top)
         density = 1 / decay(gap(log_s, log_s0))
-        if powers.factors is not None:  # of any sign, and so are the sums
+        if factors is not None:  # of any sign, and so are the sums
             s = self.point.sum * jnp.exp(own - top)
             s0 = self.point0.sum * jnp.exp(own0 - top)
             turned = jnp.sign(s) != jnp.sign(s0)
@@ -100,17 +98,7 @@ class _LogSumExp:
         self.unit, self.unit0 = (density * jnp.exp(v - top) for v in (own, own0))
         # D_exp, of exponentials of one point each.
         high, low = self.unit * self.point.terms, self.unit0 * self.point0.terms
-        self.weights = of_exp(high, low, self.x, self.r)
-
-    def alone(self) -> Pair:
-        """logsumexp, the axes kept with size 1."""
-        dtype, axes = self.pair.r.dtype, self.axes
-        value, reference = (p.log_sum + p.own for p in (self.point, self.point0))
-        return secant(
-            value.astype(dtype),
-            reference.astype(dtype),
-            (lambda w, t: (w * t).sum(axes, keepdims=True), self.weights, self.pair),
-        )
+        self.weights = of_exp(high, low, x, r)
 
     def left_over(self) -> Any:
         """`1 - M_i` without cancellation.
@@ -128,36 +116,60 @@ class _LogSumExp:
         exact = total / jnp.where(close, difference, 1)
         return jnp.where(close, exact, 1 - self.weights)
 
-    def log_softmax(self) -> Pair:
-        """`operand - logsumexp(operand)`."""
-        dtype = self.pair.r.dtype
-        values = self.point.log_p, self.point0.log_p
-        return self._step(values, 1.0, self.left_over(), dtype)
+    def logsumexp(self) -> tuple:
+        """Its values, and the multipliers; the axes kept with size 1."""
+        values = (p.log_sum + p.own for p in (self.point, self.point0))
+        return *values, self.weights
 
-    def softmax(self, dtype: Any) -> Pair:
-        """`exp(log_softmax(operand))`."""
+    def log_softmax(self) -> tuple:
+        """The values of `operand - logsumexp(operand)`, and the weights of `_step`."""
+        values = self.point.log_p, self.point0.log_p
+        return *values, self.left_over(), (-self.weights,)
+
+    def softmax(self) -> tuple:
+        """The values of `exp(log_softmax(operand))`, and the weights of `_step`."""
         point, point0 = self.point, self.point0
         value, reference = (p.powers / p.sum for p in (point, point0))
         slope = of_exp(value, reference, point.log_p, point0.log_p)
-        value, left = after(slope, value), after(slope, self.left_over())
-        return self._step((value, reference), slope, left, dtype)
+        left = after(slope, self.left_over())
+        return after(slope, value), reference, slope * left, (-self.weights, slope)
 
-    def _step(self, values: Any, slope: Any, left: Any, dtype: Any) -> Pair:
-        """`slope_i ((1 - M_i) t_i - sum over the others of M_j t_j)`."""
-        axes = self.axes
 
-        def others(weights, tangent):
-            weight, slope = weights
-            own = weight * tangent
-            return scale(slope, own.sum(axes, keepdims=True) - own)
+@functools.partial(jax.jit, static_argnames=("method", "axes"), inline=True)
+def _traced(method: Callable, x: Any, r: Any, factors: Any, axes: Sequence[int]):
+    return method(_LogSumExp(wide(x), wide(r), factors, axes))
 
-        value, reference = (v.astype(dtype) for v in values)
-        return secant(
-            value,
-            reference,
-            (scale, scale(slope, left), self.pair),
-            (others, (-self.weights, slope), self.pair),
-        )
+
+def _explained(method: Callable, powers: Powers) -> tuple[Pair, Any]:
+    """The operand of a sum of powers, and what a method says of them."""
+    pair = pair_of(powers.operand)
+    return pair, _traced(method, *pair.ends, powers.factors, powers.axes)
+
+
+def _step(method: Callable, powers: Powers, dtype: Any) -> Pair:
+    """`slope_i ((1 - M_i) t_i - sum over the others of M_j t_j)`."""
+    pair, (value, reference, left, shared) = _explained(method, powers)
+
+    def others(weights, tangent):
+        weight, *slope = weights
+        own = weight * tangent
+        rest = own.sum(powers.axes, keepdims=True) - own
+        return slope[0] * rest if slope else rest
+
+    terms = (scale, left, pair), (others, shared, pair)
+    return secant(value.astype(dtype), reference.astype(dtype), *terms)
+
+
+def _logsumexp(powers: Powers) -> Pair:
+    """logsumexp, the axes kept with size 1."""
+    pair, (value, reference, weights) = _explained(_LogSumExp.logsumexp, powers)
+
+    def total(weights, tangent):
+        return (weights * tangent).sum(powers.axes, keepdims=True)
+
+    dtype = pair.r.dtype
+    term = total, weights, pair
+    return secant(value.astype(dtype), reference.astype(dtype), term)
 
 
 def softmax_of(origins: Origins, numerator: Any, denominator: Any) -> Powers | None:
@@ -183,7 +195,7 @@ def softmax_or_divide(step: Step, numerator: Any, denominator: Any) -> Varying:
     powers = softmax_of(step.context, numerator, denominator)
     if powers is None:
         return elementwise(step, numerator, denominator)
-    return _LogSumExp(powers).softmax(step.out_dtype)
+    return _step(_LogSumExp.softmax, powers, step.out_dtype)
 
 
 @lazy
@@ -192,7 +204,7 @@ def log_softmax_or_subtract(step: Step, left: Any, right: Any) -> Varying:
     powers = log_softmax_of(step.context, left, right)
     if powers is None:
         return elementwise(step, left, right)
-    return _LogSumExp(powers).log_softmax()
+    return _step(_LogSumExp.log_softmax, powers, step.out_dtype)
 
 
 @lazy
@@ -201,7 +213,7 @@ def logsumexp_or_log(step: Step, operand: Any) -> Varying:
     powers = sum_of_powers(step.context, operand)
     if powers is None or math.prod(step.out_shape) != powers.size:
         return elementwise(step, operand)
-    total = _LogSumExp(powers).alone()
+    total = _logsumexp(powers)
     if powers.shift is not None:
         total = _difference(total, settle(powers.shift))
     return Pair(*(v.reshape(step.out_shape) for v in (total.x, total.r)))
@@ -216,7 +228,7 @@ def freeze(step: Step, operand: Varying) -> Any:
     stop: it stays what it is, and range reduction by it is right at both points.
     """
     piece = piece_of(operand)
-    if piece.difference is None:
+    if piece.jumps:
         return operand
     x, r = piece.values[:2]
     larger = _is_maximum(step.context, operand)

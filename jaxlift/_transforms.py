@@ -39,10 +39,11 @@ from jaxlift._arguments import (
 )
 from jaxlift._batches import mean_over
 from jaxlift._interpret import Context, Rules, interpret
+from jaxlift._pieces import pair_of, settle
 from jaxlift._pre_activation import without_last_activation
 from jaxlift._reveal_cancel import Split
 from jaxlift._tables import GRADIENT, RESCALE, REVEAL_CANCEL
-from jaxlift._values import Pair, pair_of, settle
+from jaxlift._values import Pair
 
 
 def deeplift(

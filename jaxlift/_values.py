@@ -23,10 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
-from jax.extend import core
 from jax.tree_util import Partial
-
-from jaxlift._differences import quotient, wide
 
 Array = Any
 Slope = Any  # an array, a Python number where constant, None where discrete
@@ -136,10 +133,13 @@ class Pair(Varying):
         sources = (self.x, up, down)
         return Pair(attach(self.value, Partial(add), sources), self.r)
 
-    def close(self, piece: Piece) -> Pair:
-        """A function of this pair, as a pair."""
-        value, reference = piece.values
-        slope = narrow(piece.best_slope(0), value)
+    @staticmethod
+    def weights(piece: Any) -> Any:
+        """What `close` has to know of the slopes of a function of such a pair."""
+        return narrow(piece.best_slope(0), piece.values[0])
+
+    def close(self, piece: Any, value: Array, reference: Array, slope: Any) -> Pair:
+        """A function of this pair as a pair, by its values and its `weights`."""
         whole = jnp.ndim(slope) > 0 and jnp.shape(slope) == jnp.shape(value)
         if whole and not is_discrete(value):
             value = after(slope, value)
@@ -189,12 +189,6 @@ def kind_of(operands: Sequence) -> type[Pair]:
     """The kind of pair that comes of these operands: the richest among them."""
     pairs = (type(operand) for operand in operands if isinstance(operand, Pair))
     return max(pairs, key=lambda kind: kind.rank)
-
-
-def pair_of(value: Any) -> Pair:
-    """A pair; a fixed value is the same at both points."""
-    value = settle(value)
-    return value if isinstance(value, Pair) else still(value, value)
 
 
 def still(x: Array, r: Array) -> Pair:
@@ -261,113 +255,3 @@ def narrow(weight: Any, value: Array) -> Any:
     if isinstance(weight, (int, float)) or is_discrete(value) or is_discrete(weight):
         return weight
     return weight if jnp.iscomplexobj(weight) else weight.astype(value.dtype)
-
-
-class Piece(Varying):
-    """An elementwise function of one pair, its `root`: an activation, or a part of one.
-
-    `values` holds the function at each of the root's points; `difference(k)` is its
-    divided difference over the root's interval `k`, evaluated when it is asked for, and
-    None where the function is discrete (a comparison, a rounding), whose slope is the
-    quotient of its exact values. `order` is 0 for an affine function, 1 for one
-    non-linear primitive of such, 2 for what is composed of several. `traits` is what
-    is known of it: `"total"`, finite with its slopes at every number that is not huge,
-    `"increasing"`. (Reps and Rall 2003, computational divided differencing: values and
-    differences are carried together, as duals are.)
-    """
-
-    def __init__(
-        self,
-        root: Pair,
-        points: Sequence[Array],
-        values: Sequence[Array],
-        difference: Callable[[int], Slope] | None,
-        order: int,
-        traits: frozenset[str] = frozenset(),
-    ):
-        self.root, self.points, self.values = root, points, values
-        self.difference = difference and functools.cache(difference)
-        self.order, self.traits = order, traits
-
-    @classmethod
-    def identity(cls, root: Pair) -> Piece:
-        """The function that returns its root."""
-        points = root.points
-        traits = frozenset(("total", "increasing"))
-        return cls(root, points, points, lambda k: 1.0, 0, traits)
-
-    def extended(
-        self,
-        values: Sequence,
-        difference: Callable[[int], Slope] | None,
-        order: int,
-        traits: frozenset[str] = frozenset(),
-    ) -> Piece:
-        """Another function of the same root."""
-        return Piece(self.root, self.points, values, difference, order, traits)
-
-    def slope(self, k: int) -> Slope:
-        """The divided difference over the root's interval `k`, as a number."""
-        if self.difference is not None:
-            return self.difference(k)
-        i, j = self.root.intervals[k]
-        a, b = (wide(number(self.points[n])) for n in (i, j))
-        fa, fb = (number(self.values[n]) for n in (i, j))
-        return quotient(fa, fb, a, b, 0.0)
-
-    def best_slope(self, k: int) -> Slope:
-        """The slope for good: the plain quotient where it is well conditioned.
-
-        A difference composed by the chain and product rules can cancel between points
-        that are far apart (hard_swish between 1 and -776). There neither the points
-        nor the values are close to each other and their quotient has no cancellation.
-        Values narrower than float32 carry too much rounding for that.
-        """
-        slope = self.slope(k)
-        i, j = self.root.intervals[k]
-        a, b, fa, fb = (v[n] for v in (self.points, self.values) for n in (i, j))
-        if (
-            self.order < 2
-            or is_discrete(fa)
-            or fa.dtype != wide(fa).dtype
-            or a.dtype != wide(a).dtype
-        ):
-            return slope
-
-        # By halves: the difference of huge opposite values is finite.
-        run, rise = 0.5 * a - 0.5 * b, 0.5 * fa - 0.5 * fb
-
-        def apart(u, v, half):
-            return abs(half) >= 0.25 * jnp.maximum(abs(u), abs(v))
-
-        far = (run != 0) & apart(a, b, run) & apart(fa, fb, rise)
-        return jnp.where(far, rise, slope) / jnp.where(far, run, 1)
-
-    @functools.cached_property
-    def pair(self) -> Pair:
-        """This function as a pair."""
-        return self.root.close(self)
-
-
-def settle(operand: Any) -> Any:
-    """A fixed array or a pair: a lazy activation is made into one."""
-    return operand.pair if isinstance(operand, Piece) else operand
-
-
-def root_of(operand: Any) -> Pair:
-    """The pair that a varying value is a function of, which it may be itself."""
-    return operand.root if isinstance(operand, Piece) else operand
-
-
-def piece_of(operand: Any) -> Piece:
-    """A varying value as a function of its root, which it may be itself."""
-    return operand if isinstance(operand, Piece) else Piece.identity(operand)
-
-
-def shape_of(operand: Any) -> tuple[int, ...]:
-    """The shape of a fixed array, a varying value or a variable."""
-    if isinstance(operand, Piece):
-        return jnp.shape(operand.values[0])
-    if isinstance(operand, core.Var):
-        return operand.aval.shape  # pyright: ignore[reportAttributeAccessIssue]
-    return jnp.shape(operand.x if isinstance(operand, Pair) else operand)

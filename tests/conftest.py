@@ -1,6 +1,7 @@
 """Shared by all tests: 8 simulated devices, helpers, and where the oracles lie."""
 
 import os
+import tempfile
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -8,6 +9,13 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 import jax
 import numpy as np
 import pytest
+
+# Programs that are dropped (below, and where a test of many functions drops them) need
+# not be compiled again. Each process has its own: JAX does not write entries atomically.
+_COMPILED = tempfile.TemporaryDirectory(prefix="jaxlift-compiled-")
+jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 @pytest.fixture

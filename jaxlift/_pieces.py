@@ -1,0 +1,334 @@
+"""Lazy activations: elementwise functions of one pair, evaluated when they are needed.
+
+The slope of an activation is found over the whole chain of its equations (Reps and Rall
+2003, computational divided differencing: values and differences are carried together,
+as duals are). So an equation of it is only noted down, as a `Piece`, until something
+that is not elementwise asks for the pair.
+
+Networks repeat their layers: what an activation computes is traced once for every form
+that it has, by `once`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from jaxlift import _compat
+from jaxlift._differences import quotient, wide
+from jaxlift._values import Array, Pair, Slope, Varying, is_discrete, number, still
+
+
+class Piece(Varying):
+    """An elementwise function of one pair, its `root`: an activation, or a part of one.
+
+    It is a `step` of `operands`, pieces and fixed arrays. `difference(k)` is its
+    divided difference over the root's interval `k`. `order` is 0 for an affine
+    function, 1 for one non-linear primitive of such, 2 for what is composed of several.
+    `traits` is what is known of it: `"total"`, finite with its slopes at every number
+    that is not huge, `"increasing"`. If it `jumps` (a comparison, a rounding; what is
+    discrete does) its slope is the quotient of its values, which are exact.
+    """
+
+    static: tuple = ()  # what its class is called with after step and operands
+    repeats = True  # whether an equal step of equal operands does the same
+
+    def __init__(
+        self,
+        step: Any,
+        operands: Sequence,
+        order: int,
+        traits: frozenset[str] = frozenset(),
+        jumps: bool = False,
+    ):
+        self.step, self.operands = step, operands
+        self.jumps = jumps or is_discrete(self.aval)
+        self.order, self.traits = order, frozenset() if self.jumps else traits
+        self.slope = functools.cache(self._slope)
+
+    @functools.cached_property
+    def root(self) -> Any:
+        """The pair that it is a function of."""
+        return next(o.root for o in self.operands if isinstance(o, Piece))
+
+    @functools.cached_property
+    def points(self) -> Sequence[Array]:
+        """The points of the root at which the function is known."""
+        return next(o.points for o in self.operands if isinstance(o, Piece))
+
+    @functools.cached_property
+    def values(self) -> Sequence[Array]:
+        """The function at each of the points."""
+        return [self.value(self.at(n)) for n in range(len(self.points))]
+
+    def at(self, n: int) -> list:
+        """The operands at one of the points."""
+        return [o.values[n] if isinstance(o, Piece) else o for o in self.operands]
+
+    def value(self, operands: Sequence) -> Array:
+        """The function of its operands."""
+        return self.step.bind(*operands)
+
+    @property
+    def aval(self) -> Any:
+        """Its shape and dtype."""
+        return self.step.eqn.outvars[0].aval
+
+    def difference(self, k: int) -> Slope:
+        """Its divided difference over the root's interval `k`, unless it jumps."""
+        raise NotImplementedError
+
+    def _slope(self, k: int) -> Slope:
+        """Its divided difference over the root's interval `k`."""
+        return self.quotient(k) if self.jumps else self.difference(k)
+
+    def quotient(self, k: int) -> Slope:
+        """The quotient of its values over the root's interval `k`."""
+        i, j = self.root.intervals[k]
+        a, b = (wide(number(self.points[n])) for n in (i, j))
+        fa, fb = (number(self.values[n]) for n in (i, j))
+        return quotient(fa, fb, a, b, 0.0)
+
+    def best_slope(self, k: int) -> Slope:
+        """The slope for good: the plain quotient where it is well conditioned.
+
+        A difference composed by the chain and product rules can cancel between points
+        that are far apart (hard_swish between 1 and -776). There neither the points
+        nor the values are close to each other and their quotient has no cancellation.
+        Values narrower than float32 carry too much rounding for that.
+        """
+        slope = self.slope(k)
+        if self.order < 2 or is_discrete(self.aval):
+            return slope
+        i, j = self.root.intervals[k]
+        a, b, fa, fb = (v[n] for v in (self.points, self.values) for n in (i, j))
+        if fa.dtype != wide(fa).dtype or a.dtype != wide(a).dtype:
+            return slope
+
+        # By halves: the difference of huge opposite values is finite.
+        run, rise = 0.5 * a - 0.5 * b, 0.5 * fa - 0.5 * fb
+
+        def apart(u, v, half):
+            return abs(half) >= 0.25 * jnp.maximum(abs(u), abs(v))
+
+        far = (run != 0) & apart(a, b, run) & apart(fa, fb, rise)
+        return jnp.where(far, rise, slope) / jnp.where(far, run, 1)
+
+    @functools.cached_property
+    def pair(self) -> Pair:
+        """This function as a pair."""
+        trace = once if self.order else _directly
+        value, reference, weights = trace(_closing, None, [self])
+        return self.root.close(self, value, reference, weights)
+
+
+def _closing(step: Any, piece: Piece) -> tuple:
+    """The values of an activation, and what its root says of its slopes."""
+    del step
+    value, reference, *_ = piece.values
+    return value, reference, piece.root.weights(piece)
+
+
+class Identity(Piece):
+    """The function that returns its root."""
+
+    def __init__(self, step: Any, operands: Sequence, kind: type[Pair], root=None):
+        traits = frozenset(("total", "increasing"))
+        super().__init__(step, operands, 0, traits)
+        self.jumps = False  # not even that of an integer: it has a carrier
+        self.static, self.root = (kind,), root or _Root(operands, kind)
+
+    @property
+    def points(self) -> Sequence[Array]:
+        """The points of the root."""
+        return self.operands
+
+    @property
+    def values(self) -> Sequence[Array]:
+        """The points of the root."""
+        return self.operands
+
+    @property
+    def aval(self) -> Any:
+        """The shape and dtype of the root."""
+        return self.operands[0]
+
+    def difference(self, k: int) -> Slope:
+        """1, a number."""
+        del k
+        return 1.0
+
+
+class Given(Piece):
+    """A step function known by its values, the operands after the root's identity."""
+
+    def __init__(self, step: Any, operands: Sequence):
+        super().__init__(step, operands, 0, jumps=True)
+
+    @property
+    def values(self) -> Sequence[Array]:
+        """The values that were given."""
+        return self.operands[1:]
+
+    @property
+    def aval(self) -> Any:
+        """The shape and dtype of the values."""
+        return self.values[0]
+
+
+def like(slope: Slope, value: Array) -> Array:
+    """A slope as an array for each element of a value, float32 at least."""
+    array = jnp.broadcast_to(jnp.asarray(slope, wide(value).dtype), jnp.shape(value))
+    return _compat.varying_like(array, value)
+
+
+def settle(operand: Any) -> Any:
+    """A fixed array or a pair: a lazy activation is made into one."""
+    return operand.pair if isinstance(operand, Piece) else operand
+
+
+def pair_of(value: Any) -> Pair:
+    """A pair; a fixed value is the same at both points."""
+    value = settle(value)
+    return value if isinstance(value, Pair) else still(value, value)
+
+
+def root_of(operand: Any) -> Pair:
+    """The pair that a varying value is a function of, which it may be itself."""
+    return operand.root if isinstance(operand, Piece) else operand
+
+
+def piece_of(operand: Any) -> Piece:
+    """A varying value as a function of its root, which it may be itself."""
+    if isinstance(operand, Piece):
+        return operand
+    return Identity(None, operand.points, type(operand), operand)
+
+
+def shape_of(operand: Any) -> tuple[int, ...]:
+    """The shape of a fixed array, a varying value or a variable."""
+    if isinstance(operand, Piece):
+        return operand.aval.shape
+    if isinstance(operand, core.Var):
+        return operand.aval.shape  # pyright: ignore[reportAttributeAccessIssue]
+    return jnp.shape(operand.x if isinstance(operand, Pair) else operand)
+
+
+# ------------------------------------------------------------------ traced once
+
+
+def once(function: Callable, step: Any, operands: Sequence) -> Any:
+    """`function(step, *operands)`, traced once for every form of its operands.
+
+    Operands are pieces and fixed arrays without tangents, and so are the outputs. The
+    function must not depend on anything else.
+    """
+    form, arrays = _form(step, operands)
+    repeats = all(made.repeats for made, *_ in form.nodes)
+    if not repeats or len(form.nodes) > LONGEST:
+        return _directly(function, step, operands)
+    return _traced(function, form, arrays)
+
+
+LONGEST = 64
+"""Of what has more parts than that, each use would repeat too much."""
+
+
+def _directly(function: Callable, step: Any, operands: Sequence) -> Any:
+    return function(step, *operands)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _traced(function: Callable, form: _Form, arrays: Sequence[Array]) -> Any:
+    return function(form.step, *form.operands(arrays))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """A step of operands, without the arrays: equal for equal layers.
+
+    `nodes` are the pieces in an order in which they can be made, `top` refers to the
+    operands. A reference is to a node, to an array, or holds a number.
+    """
+
+    key: Any
+    step: Any = dataclasses.field(compare=False)
+    nodes: Sequence[tuple] = dataclasses.field(compare=False)
+    top: Sequence[tuple] = dataclasses.field(compare=False)
+
+    def operands(self, arrays: Sequence[Array]) -> list:
+        """The operands, made of these arrays."""
+        made: list[Piece] = []
+
+        def read(reference):
+            kind, which = reference
+            return {"piece": made, "array": arrays}[kind][which] if kind else which
+
+        for make, static, step, references in self.nodes:
+            made.append(make(step, [read(r) for r in references], *static))
+        return [read(reference) for reference in self.top]
+
+
+def _form(step: Any, operands: Sequence) -> tuple[_Form, list[Array]]:
+    """The form of a step, and its arrays."""
+    nodes, keys, arrays = [], [], []
+    places: dict[int, int] = {}
+
+    def refer(operand):
+        if isinstance(operand, Piece):
+            # Of one root there may be many identities.
+            itself = operand.root if isinstance(operand, Identity) else operand
+            if id(itself) not in places:
+                references = [refer(o) for o in operand.operands]
+                node = type(operand), operand.static
+                keys.append((*node, _key(operand.step), *map(_named, references)))
+                nodes.append((*node, _bare(operand.step), references))
+                places[id(itself)] = len(nodes) - 1
+            return "piece", places[id(itself)]
+        if np.ndim(operand) == 0 and not isinstance(operand, jax.Array):
+            return None, operand
+        arrays.append(operand)
+        return "array", len(arrays) - 1
+
+    top = [refer(operand) for operand in operands]
+    key = (_key(step), tuple(keys), *map(_named, top))
+    return _Form(key, _bare(step), nodes, top), arrays
+
+
+def _named(reference: tuple) -> tuple:
+    """A reference as part of a key: 0, 0.0, -0.0 and False are not the same."""
+    kind, which = reference
+    if kind:
+        return reference
+    return type(which), getattr(which, "dtype", None), np.asarray(which).tobytes()
+
+
+def _key(step: Any) -> Any:
+    """What a step does, as part of a key."""
+    if step is None:
+        return None
+    key = step.primitive, tuple(sorted(step.params.items()))
+    try:
+        hash(key)
+    except TypeError:
+        return id(step.eqn)  # which the form keeps alive
+    return key
+
+
+def _bare(step: Any) -> Any:
+    """A step without its context, which holds on to all values."""
+    return step and dataclasses.replace(step, context=None)
+
+
+class _Root:
+    """What pieces see of their root, where only its points are known."""
+
+    def __init__(self, points: Sequence[Array], kind: type[Pair]):
+        self.points, self.intervals, self.weights = points, kind.intervals, kind.weights
