@@ -34,6 +34,7 @@ from jaxlift._values import (
     Varying,
     at_input,
     at_reference,
+    is_discrete,
     kind_of,
 )
 
@@ -85,10 +86,7 @@ def custom_jvp(step: Step, *operands: Any) -> list:
     inputs = [o for o in operands if isinstance(o, Varying)]
     if _activation(outputs) and one_root((*inputs, *outputs)):
         return _own_slopes(step, operands, outputs)
-    settled = [settle(operand) for operand in operands]
-    if kind_of(settled) is not Pair:
-        return outputs
-    return _own_derivative(step, settled)
+    return _own_derivative(step, [settle(operand) for operand in operands])
 
 
 def _activation(outputs: Sequence) -> bool:
@@ -142,10 +140,11 @@ class OwnSlope(Piece):
             return self.step.bind(*(moved.get(p, o) for p, o in enumerate(operands)))
 
         _, derivatives = jax.jvp(function, primals, tangents)
-        same = [at[p] == before[p] for p in players]
-        same = functools.reduce(jnp.logical_and, same)
+        # NaN is not apart from anything, and its derivative is passed on.
+        moved = ((at[p] < before[p]) | (at[p] > before[p]) for p in players)
+        moved = functools.reduce(jnp.logical_or, moved)
         elsewhere = once(_slope, None, [self.output, k])
-        return jnp.where(same, derivatives[self.n], elsewhere)
+        return jnp.where(moved, elsewhere, derivatives[self.n])
 
 
 def _slope(step: Any, piece: Piece, k: int) -> Slope:
@@ -155,28 +154,37 @@ def _slope(step: Any, piece: Piece, k: int) -> Slope:
 
 def _own_derivative(step: Step, operands: Sequence) -> list:
     """The same where it is not elementwise: a branch on the whole input."""
+    kind = kind_of(operands)
     players = [
         k for k, o in enumerate(operands) if isinstance(o, Pair) and o.carrier is None
     ]
-
-    def filled(values):
-        return dict(enumerate(operands)) | dict(zip(players, values, strict=True))
-
-    def own(*xs):
-        return step.bind(*map(at_input, filled(xs).values()))
-
-    def body(*xs):
-        pairs = [Pair(x, operands[k].r) for k, x in zip(players, xs, strict=True)]
-        outputs = _walk(
-            step.context, step.params["call_jaxpr"], list(filled(pairs).values())
-        )
-        return [pair_of(output).x for output in outputs]
-
-    points = [operands[k].ends for k in players]
-    same = functools.reduce(jnp.logical_and, [jnp.all(x == r) for x, r in points])
-    xs = lax.cond(same, own, body, *(operands[k].x for k in players))
+    references = [operands[k].r for k in players]
     rs = step.bind(*map(at_reference, operands))
-    return [Pair(x, r) for x, r in zip(xs, rs, strict=True)]
+
+    def filled(moving):
+        pairs = map(kind.joined, moving, references)
+        at = dict(zip(players, pairs, strict=True))
+        return [at.get(k, o) for k, o in enumerate(operands)]
+
+    def parted(outputs):
+        return [(Pair if is_discrete(o.r) else kind).moving(o) for o in outputs]
+
+    def own(moving):
+        xs = step.bind(*map(at_input, filled(moving)))
+        return parted([Pair(x, r) for x, r in zip(xs, rs, strict=True)])
+
+    def body(moving):
+        return parted(
+            map(pair_of, _walk(step.context, step.params["call_jaxpr"], filled(moving)))
+        )
+
+    points = [(x, operands[k].r) for k in players for x in operands[k].points]
+    same = functools.reduce(jnp.logical_and, [jnp.all(x == r) for x, r in points])
+    found = lax.cond(same, own, body, [kind.moving(operands[k]) for k in players])
+    return [
+        (Pair if is_discrete(r) else kind).joined(moving, r)
+        for moving, r in zip(found, rs, strict=True)
+    ]
 
 
 def remat(step: Step, *operands: Any) -> list:

@@ -37,12 +37,13 @@ def wide(x):
 
 
 def quotient(fa, fb, a, b, at_equal):
-    """`(fa - fb) / (a - b)`, and `at_equal` where `a == b`."""
+    """`(fa - fb) / (a - b)`, and `at_equal` where that is no number."""
     # By halves: the difference of huge opposite points is finite. The division comes
     # last: XLA keeps what a division makes, and repeats what a selection makes.
     run, rise = 0.5 * a - 0.5 * b, 0.5 * fa - 0.5 * fb
-    equal = (a == b) | (run == 0)  # XLA flushes a denormal run to 0
-    return jnp.where(equal, at_equal, rise) / jnp.where(equal, 1, run)
+    # XLA flushes a denormal run to 0. From infinity, too, the slope is that at `a`.
+    moved = (run != 0) & (abs(run) < jnp.inf)
+    return jnp.where(moved, rise, at_equal) / jnp.where(moved, run, 1)
 
 
 def _settle(fa, fb, a, b, near):

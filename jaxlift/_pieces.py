@@ -118,7 +118,8 @@ class Piece(Varying):
         def apart(u, v, half):
             return abs(half) >= 0.25 * jnp.maximum(abs(u), abs(v))
 
-        far = (run != 0) & apart(a, b, run) & apart(fa, fb, rise)
+        moved = (run != 0) & (abs(run) < jnp.inf)
+        far = moved & apart(a, b, run) & apart(fa, fb, rise)
         return jnp.where(far, rise, slope) / jnp.where(far, run, 1)
 
     @functools.cached_property

@@ -9,6 +9,7 @@ from jax.extend import core
 from jax.extend.core import primitives as P
 
 from jaxlift import _compat
+from jaxlift._compat import existing
 from jaxlift._interpret import Origin
 from jaxlift._softmax import RESHAPES, back, log_softmax_of, softmax_of
 
@@ -29,20 +30,24 @@ class _Producers:
         return None if literal else self.by_variable.get(value)
 
 
+_CALLS = (P.custom_jvp_call_p, P.remat_p)
+_CALLS += tuple(existing("jit", "closed_call", "call", "composite", "custom_vjp_call"))
+
+
 def without_last_activation(
-    jaxpr: core.Jaxpr, consts: Sequence, operands: Sequence
+    jaxpr: core.Jaxpr, consts: Sequence, operands: Sequence, n: int = 0
 ) -> list:
-    """The outputs of a jaxpr, the activation before the first of them left out."""
+    """The outputs of a jaxpr, the activation before output `n` left out."""
     producers = _Producers(jaxpr)
-    after = (*RESHAPES, P.copy_p, P.transpose_p, P.slice_p)
-    last = producers.origin(back(producers, jaxpr.outvars[0], after))
+    after = (*RESHAPES, P.copy_p, P.transpose_p, P.slice_p, P.name_p)
+    last = producers.origin(back(producers, jaxpr.outvars[n], after))
     before = None if last is None else _activated(producers, last)
     body = None if last is None else _body(last.eqn)
     if last is None or (before is None and body is None):
         raise ValueError(
             "the function ends in none of softmax, log_softmax, sigmoid and tanh, but "
-            f"in {last.eqn.primitive.name if last else 'its input'}: it is its own "
-            "pre-activation"
+            f"in {last.eqn.primitive.name if last else 'its input'}. If it returns "
+            "logits, explain it as it is; otherwise have it return them"
         )
 
     env = dict(zip(jaxpr.constvars, consts, strict=True))
@@ -59,7 +64,9 @@ def without_last_activation(
             elif before is not None:
                 outputs = [read(before)]
             else:
-                outputs = without_last_activation(*_compat.open_jaxpr(body), values)
+                within = last.eqn.outvars.index(last.value)
+                opened = _compat.open_jaxpr(body)
+                outputs = without_last_activation(*opened, values, within)
         env |= zip(eqn.outvars, outputs, strict=True)
     return [read(atom) for atom in jaxpr.outvars]
 
@@ -76,5 +83,5 @@ def _activated(producers: _Producers, last: Origin) -> Any:
 
 def _body(eqn: core.JaxprEqn) -> Any:
     """The body of a call, which may end in the activation."""
-    params = eqn.params
+    params = eqn.params if eqn.primitive in _CALLS else {}
     return next((params[k] for k in ("jaxpr", "call_jaxpr") if k in params), None)

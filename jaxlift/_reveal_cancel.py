@@ -158,6 +158,18 @@ class Split(Pair):
         neg = part(jnp.minimum, ~rises, ~falls)
         return Split(value, reference, pos, neg)
 
+    @staticmethod
+    def moving(pair: Pair) -> tuple[Array, ...]:
+        """The value, and both parts."""
+        split = Split.of(pair)
+        return split.at, split.pos, split.neg
+
+    @classmethod
+    def joined(cls, moving: Sequence[Array], r: Array) -> Pair:
+        """A split of what `moving` returned, and its reference."""
+        at, pos, neg = moving
+        return Split(at, r, pos, neg)
+
     @classmethod
     def secant(cls, value: Array, reference: Array, terms: Sequence[tuple]) -> Pair:
         """`M+` of every term to the same part, `M-` to the other one."""

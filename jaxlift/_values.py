@@ -150,6 +150,17 @@ class Pair(Varying):
         """A pair as one of this kind."""
         return pair
 
+    @staticmethod
+    def moving(pair: Pair) -> tuple[Array, ...]:
+        """What of a pair carries tangents, or goes with it."""
+        return (pair.x,)
+
+    @classmethod
+    def joined(cls, moving: Sequence[Array], r: Array) -> Pair:
+        """A pair of what `moving` returned, and its reference."""
+        (x,) = moving
+        return Pair(x, r, None)
+
     @classmethod
     def secant(cls, value: Array, reference: Array, terms: Sequence[tuple]) -> Pair:
         """The pair (value, reference) that moves with its terms; see `secant`."""
