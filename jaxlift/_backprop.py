@@ -19,6 +19,7 @@ from jaxlift import _compat
 from jaxlift._interpret import Step, lazy
 from jaxlift._pieces import settle, shape_of
 from jaxlift._rules import AFFINE, extend, gradient, one_root, select
+from jaxlift._softmax import is_zero
 from jaxlift._values import (
     Array,
     Pair,
@@ -52,7 +53,8 @@ def relu_backward(derivative: bool) -> Callable:
 
     def rule(step: Step, *operands: Any) -> Any:
         several = step.primitive.multiple_results
-        if not (_is_relu(step.eqn) if several else any(map(_is_zero, operands))):
+        zeros = (is_zero(step.context, operand) for operand in operands)
+        if not (_is_relu(step.eqn) if several else any(zeros)):
             return gradient(step, *operands)
         outputs = gradient(step, *operands)
         output = outputs[0] if several else outputs
@@ -69,13 +71,11 @@ def relu_backward(derivative: bool) -> Callable:
 def _is_relu(eqn: core.JaxprEqn) -> bool:
     """Whether a call consists of one `max` with 0."""
     if eqn.primitive is P.max_p:
-        return any(isinstance(a, core.Literal) and _is_zero(a.val) for a in eqn.invars)
+        return any(
+            isinstance(a, core.Literal) and not np.any(a.val) for a in eqn.invars
+        )
     bodies = [_compat.open_jaxpr(b)[0] for b in core.jaxprs_in_params(eqn.params)]
     return len(bodies) == 1 and len(bodies[0].eqns) == 1 and _is_relu(bodies[0].eqns[0])
-
-
-def _is_zero(operand: Any) -> bool:
-    return not isinstance(operand, Varying | jax.Array) and not np.any(operand)
 
 
 class _Ratio(Pair):

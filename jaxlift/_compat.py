@@ -6,11 +6,13 @@ Written against JAX 0.10.2 to 0.12.0.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import os
 from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from jax import lax
 from jax.extend import core, source_info_util
 from jax.extend.core import primitives
@@ -63,13 +65,22 @@ def scan_sizes(eqn: core.JaxprEqn) -> tuple[int, int]:
     return eqn.params["num_consts"], eqn.params["num_carry"]
 
 
+# The equations that are being evaluated, the outermost first.
+_AROUND: contextvars.ContextVar = contextvars.ContextVar("around", default=())
+
+
 @contextlib.contextmanager
 def context_of(eqn: core.JaxprEqn) -> Iterator[None]:
     """The user's source line, name scope and compute context of an equation."""
     stack = source_info_util.current_name_stack() + eqn.source_info.name_stack
     traceback = eqn.source_info.traceback
-    with source_info_util.user_context(traceback, name_stack=stack), eqn.ctx.manager:
-        yield
+    token = _AROUND.set((*_AROUND.get(), eqn))
+    try:
+        with source_info_util.user_context(traceback, name_stack=stack):
+            with eqn.ctx.manager:
+                yield
+    finally:
+        _AROUND.reset(token)
 
 
 def name_scope() -> str:
@@ -78,9 +89,14 @@ def name_scope() -> str:
 
 
 def source_line(eqn: core.JaxprEqn) -> str:
-    """`file:line (function)` of the user's code that emitted an equation."""
-    found = source_info_util.summarize(eqn.source_info)
-    return found or "a line that JAX has no record of"
+    """`file:line (function)` of the user's code that emitted an equation.
+
+    Of one inside a function of JAX's own it may be the line of the call.
+    """
+    lines = (
+        source_info_util.summarize(e.source_info) for e in (eqn, *_AROUND.get()[::-1])
+    )
+    return next(filter(None, lines), "a line that JAX has no record of")
 
 
 def varying_like(value: Any, example: Any) -> Any:
@@ -130,6 +146,9 @@ def _shard_mapped(x):
 
 
 SHARD_MAP = _probe(_shard_mapped, 1.0)
+PIVOTS = _probe(
+    lambda p: lax.linalg.lu_pivots_to_permutation(p, 1), np.zeros(1, "int32")
+)
 EFFECTS = [
     *_probe(lambda x: jax.debug.print("{}", x), 1.0),
     *_probe(lambda x: jax.debug.callback(lambda _: None, x), 1.0),

@@ -36,6 +36,7 @@ from jaxlift._values import (
     at_reference,
     is_discrete,
     kind_of,
+    stopped,
 )
 
 
@@ -293,10 +294,11 @@ def cond(step: Step, index: Any, *operands: Any) -> list:
     """A branch on a fixed index, or on one that varies: a switch on the input."""
     branches = step.params["branches"]
     if isinstance(index, Pair):
-        rows = [
-            [settle(output) for output in _walk(step.context, branch, operands)]
-            for branch in branches
-        ]
+        rows = []
+        for k, branch in enumerate(branches):
+            with step.context.where(index.value == k):
+                outputs = _walk(step.context, branch, operands)
+                rows.append([settle(output) for output in outputs])
         return [choose(index, cases, lax.select_n) for cases in zip(*rows, strict=True)]
 
     varies = [isinstance(operand, Varying) for operand in operands]
@@ -354,8 +356,12 @@ def tag(step: Step, operand: Any) -> Any:
 
 
 def observe(step: Step, *operands: Any) -> list:
-    """An effect (debug.print): once, with the values at the input."""
-    return step.bind(*(o.value if isinstance(o, Pair) else o for o in operands))
+    """An effect (debug.print): once, with the values at the input, if it gets there."""
+    values = [stopped(operand) for operand in operands]
+    if not step.context.taken:
+        return step.bind(*values)
+    taken = functools.reduce(jnp.logical_and, step.context.taken)
+    return lax.cond(taken, step.bind, lambda *_: [], *values)
 
 
 # ------------------------------------------------------------------ what varies

@@ -9,11 +9,12 @@ output, or the list of its outputs where it has several. Operands are fixed arra
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import re
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from jax.extend import core
@@ -155,8 +156,11 @@ class Context:
     ):
         self.rules, self.tags, self.seeds = rules, tags, seeds
         self.found: dict[str, Any] = {}
-        self.in_custom_jvp = False
+        self.in_custom_jvp = self.is_inner = False
         self.origins: dict[int, Origin] = {}
+        # The jaxprs that are being walked, outermost first, each with its equation.
+        self.frames: list[tuple[core.Jaxpr, core.JaxprEqn]] = []
+        self.taken: list[Any] = []  # whether the input takes the branches around
 
     @functools.cached_property
     def opens_splits(self) -> bool:
@@ -166,8 +170,27 @@ class Context:
     def inner(self, seeds: Mapping[str, Any]) -> Context:
         """The context of a body that is traced on its own, a scan's say."""
         inner = Context(self.rules, self.tags, seeds)
-        inner.in_custom_jvp = self.in_custom_jvp
+        inner.is_inner = True
+        inner.in_custom_jvp, inner.taken = self.in_custom_jvp, [*self.taken]
         return inner
+
+    @contextlib.contextmanager
+    def where(self, taken: Any) -> Iterator[None]:
+        """While a branch is walked that the input takes only where it says so."""
+        self.taken.append(taken)
+        try:
+            yield
+        finally:
+            self.taken.pop()
+
+    @contextlib.contextmanager
+    def walking(self, jaxpr: core.Jaxpr, eqn: core.JaxprEqn) -> Iterator[None]:
+        """While an equation is evaluated."""
+        self.frames.append((jaxpr, eqn))
+        try:
+            yield
+        finally:
+            self.frames.pop()
 
     def record(self, found: Mapping[str, Any]) -> None:
         """Keep tagged values; a name that stands for two values is refused."""
@@ -214,7 +237,7 @@ def interpret(
     live = _live(context, jaxpr)
     settled = _settled(context, live)
     for eqn in live:
-        with _compat.context_of(eqn):
+        with _compat.context_of(eqn), context.walking(jaxpr, eqn):
             outputs = _evaluate(context, eqn, [read(atom) for atom in eqn.invars])
             for var, output in zip(eqn.outvars, outputs, strict=True):
                 env[var] = output
@@ -266,7 +289,8 @@ def tags_of(eqn: core.JaxprEqn) -> list[tuple[str, core.JaxprEqn]]:
 
 def _evaluate(context: Context, eqn: core.JaxprEqn, operands: list) -> list:
     varies = any(isinstance(operand, Varying) for operand in operands)
-    if not varies and not _tagged(context, eqn):
+    observed = bool(context.taken and eqn.effects)
+    if not varies and not observed and not _tagged(context, eqn):
         outputs = _compat.bind(eqn.primitive, eqn.params, *operands)
     else:
         rule = context.rules.get(eqn.primitive)

@@ -41,6 +41,7 @@ from jaxlift._differences import decay, gap, of_exp, wide
 from jaxlift._interpret import Origin, Origins, Step, lazy
 from jaxlift._pieces import pair_of, piece_of, settle, shape_of
 from jaxlift._rules import elementwise
+from jaxlift._shifts import is_independent
 from jaxlift._values import (
     Pair,
     Varying,
@@ -223,15 +224,23 @@ def logsumexp_or_log(step: Step, operand: Any) -> Varying:
 def freeze(step: Step, operand: Varying) -> Any:
     """stop_gradient: the value at the input, in both evaluations.
 
-    A stopped maximum, as hand-written softmax has it, is the larger of its two values,
-    so that neither evaluation overflows. A step function (round) has no gradient to
-    stop: it stays what it is, and range reduction by it is right at both points.
+    A shift that what the function returns does not depend on (the stopped maximum of a
+    softmax) is each point's own, and not stopped: the larger points are apart, the more
+    that matters to what the softmax is made of. In the body of a loop, where that is
+    not to be seen, a maximum that shifts exponents is the larger of its two values, so
+    that neither evaluation overflows. A step function (round) has no
+    gradient to stop: it stays what it is, and range reduction by it is right at both
+    points.
     """
     piece = piece_of(operand)
     if piece.jumps:
         return operand
+    context = step.context
+    independent, shifts = is_independent(context.frames)
+    if independent:
+        return operand
     x, r = piece.values[:2]
-    larger = _is_maximum(step.context, operand)
+    larger = context.is_inner and shifts and _is_maximum(context, operand)
     return lax.stop_gradient(jnp.maximum(x, r) if larger else x)
 
 
@@ -347,14 +356,15 @@ def _factors(origins: Origins, value: Any) -> tuple[Any, Any]:
     if origin.eqn.primitive is P.select_n_p and len(origin.operands) == 3:
         predicate, first, second = origin.operands
         if not isinstance(predicate, Varying) and is_discrete(predicate):
-            if _is_zero(origins, first):
+            if is_zero(origins, first):
                 return back(origins, second), predicate
-            if _is_zero(origins, second):
+            if is_zero(origins, second):
                 return back(origins, first), jnp.logical_not(predicate)
     return value, None
 
 
-def _is_zero(origins: Origins, value: Any) -> bool:
+def is_zero(origins: Origins, value: Any) -> bool:
+    """Whether a value is a literal 0, in any shape and dtype."""
     value = back(origins, value, RESHAPES)
     is_literal = not isinstance(value, jax.Array | Varying | core.Var)
     return is_literal and not np.any(np.asarray(value))

@@ -71,6 +71,7 @@ RESCALE = table(
     {P.sort_p: _order.sort, P.top_k_p: _order.top_k, P.approx_top_k_p: _order.top_k},
     {P.reduce_p: _order.reduce, P.select_and_gather_add_p: indexed(1)},
     {P.linear_solve_p: _linalg.linear_solve, P.eigh_p: _linalg.eigh, P.svd_p: _linalg.svd},
+    dict.fromkeys(_compat.PIVOTS, gradient),  # integers in, integers out
     dict.fromkeys(existing("ragged_dot_general"), _rules.bilinear),
     dict.fromkeys(existing("gather", "dynamic_slice"), indexed(1)),
     dict.fromkeys(existing("scatter", "scatter_add", "scatter_sub"), indexed(1, 2)),
