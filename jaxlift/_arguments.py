@@ -99,6 +99,8 @@ def attributed(args: Sequence, argnums, reference) -> tuple[tuple, tuple]:
     xs = tuple(args[n] for n in numbers)
     if isinstance(argnums, (int, np.integer)):
         reference = (reference,)
+    elif _is_leaf(reference) and jnp.ndim(reference) == 0:
+        reference = (reference,) * len(xs)
     elif not isinstance(reference, (tuple, list)) or len(reference) != len(xs):
         raise ReferenceMismatchError(
             f"argnums is a tuple of {len(xs)}, so the reference must be a tuple of "

@@ -89,12 +89,12 @@ class Piece(Varying):
         """Its divided difference over the root's interval `k`."""
         return self.quotient(k) if self.jumps else self.difference(k)
 
-    def quotient(self, k: int) -> Slope:
-        """The quotient of its values over the root's interval `k`."""
+    def quotient(self, k: int, otherwise: Slope = 0.0) -> Slope:
+        """The quotient of its values over the root's interval `k`, if it is one."""
         i, j = self.root.intervals[k]
         a, b = (wide(number(self.points[n])) for n in (i, j))
         fa, fb = (number(self.values[n]) for n in (i, j))
-        return quotient(fa, fb, a, b, 0.0)
+        return quotient(fa, fb, a, b, otherwise)
 
     def best_slope(self, k: int) -> Slope:
         """The slope for good: the plain quotient where it is well conditioned.

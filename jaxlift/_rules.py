@@ -476,7 +476,7 @@ class Selection(Piece):
         chosen = self.step.bind(which, *(like(d, self.values[i]) for d in slopes))
         if not isinstance(switch, Piece):
             return chosen
-        return jnp.where(which == before, chosen, self.quotient(k))
+        return jnp.where(which == before, chosen, self.quotient(k, chosen))
 
 
 def choose(index: Pair, cases: Sequence, bind: Callable) -> Pair:

@@ -547,7 +547,7 @@ def _order(values: jax.Array) -> jax.Array:
 
 def _count(features: int | float, size: int) -> int:
     """A number of features, given as such or as a fraction of all."""
-    if isinstance(features, float):
+    if isinstance(features, (float, np.floating)):
         count = round(features * size) if 0 < features <= 1 else 0
     else:
         count = operator.index(features)

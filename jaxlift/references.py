@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from jaxlift._batches import at_least_one
 
@@ -281,7 +282,7 @@ def blur(image: Any, sigma: Any) -> jax.Array:
             f"image must have the shape (H, W) or (H, W, C), not {image.shape}; map "
             "over a batch by jax.vmap"
         )
-    known = isinstance(sigma, (int, float))
+    known = not isinstance(sigma, Tracer)
     if jnp.ndim(sigma) != 0 or (known and not sigma > 0):
         raise ValueError(f"sigma must be a positive scalar, in pixels, not {sigma}")
     dtype = jnp.promote_types(image.dtype, jnp.float32)

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 Target = Callable[[Any], jax.Array]
@@ -141,7 +142,8 @@ def profile(axis: int | tuple[int, ...] = -1) -> Target:
     et al., Nature Genetics 2021) weights the logits as they are, without the mean, and
     averages over strands; bpnet-lite's wrapper no longer freezes the weights.
     """
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    several: Any = (axis,) if np.ndim(axis) == 0 else axis
+    axes = tuple(_integer(k, "an axis") for k in several)
 
     def target(y: Any) -> jax.Array:
         ndim = jnp.ndim(y)
@@ -182,14 +184,19 @@ def summed(target: Target) -> Target:
     return lambda y: jnp.sum(target(y))
 
 
-def _integer(k: Any) -> int:
+def _integer(k: Any, what: str = "a class") -> int:
     try:
         return operator.index(k)
     except TypeError:
-        raise TypeError(f"a class must be an integer, not {k!r}") from None
+        raise TypeError(f"{what} must be an integer, not {k!r}") from None
 
 
 def _class(y: Any, k: int) -> jax.Array:
+    if isinstance(y, (tuple, list, dict)):
+        raise TypeError(
+            f"the output is a {type(y).__name__}, not an array: pick one of its arrays "
+            "in a target of your own, target=lambda y: targets.logit(k)(y[0])"
+        )
     shape = jnp.shape(y)
     if not shape or not -shape[-1] <= k < shape[-1]:
         raise ValueError(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 # Programs that are dropped (below, and where a test of many functions drops them) need
-# not be compiled again. Each process has its own: JAX does not write entries atomically.
+# not be compiled again. Each process has its own: entries are not written atomically.
 _COMPILED = tempfile.TemporaryDirectory(prefix="jaxlift-compiled-")
 jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -702,6 +702,7 @@ _over(
     linalg_cond=linalg.cond,
     linalg_lu=lambda x: jsp.linalg.lu(x)[2],
     linalg_lu_factor=lambda x: jsp.linalg.lu_factor(x)[0],
+    linalg_lu_solve_left=lambda x: jsp.linalg.lu_solve(jsp.linalg.lu_factor(x), V[:3]),
     linalg_tensorsolve=lambda x: linalg.tensorsolve(x, x[0]),
     linalg_matrix_power_negative=lambda x: linalg.matrix_power(x, -2),
     linalg_expm=lambda x: jsp.linalg.expm(0.2 * x),
@@ -1149,6 +1150,7 @@ _over(
 )
 _over(
     reals(5, kind="stopped"),
+    stopped_quantised=lambda x: x / lax.stop_gradient(abs(x).max()),
     stopped_scale=lambda x: x * lax.stop_gradient(jnp.exp(x)),
     stopped_shift=lambda x: jnp.tanh(x - lax.stop_gradient(x.mean())),
     stopped_straight_through=lambda x: x + lax.stop_gradient(jnp.round(x) - x),
@@ -1187,13 +1189,40 @@ _over(
     ).astype(x.dtype),
 )
 
-# A stopped maximum is the larger of its two values: what is invariant to it, stays.
+# What these return does not depend on the shift that they stop.
+_SEGMENTS = np.array([0, 0, 1, 1, 1])
+
+
+def _segment_softmax(x):
+    top = lax.stop_gradient(jax.ops.segment_max(x, _SEGMENTS, 2))
+    e = jnp.exp(x - top[_SEGMENTS])
+    return e / jax.ops.segment_sum(e, _SEGMENTS, 2)[_SEGMENTS]
+
+
+def _softmax_with_sink(x):
+    top = lax.stop_gradient(jnp.maximum(x.max(), 0))
+    e = jnp.exp(x - top)
+    return e / (e.sum() + jnp.exp(-top))
+
+
+def _attention(x):
+    scores = jnp.outer(x, x)
+    e = jnp.exp((scores - lax.stop_gradient(scores.max(-1, keepdims=True))) / 0.5)
+    return (e @ W) / e.sum(-1, keepdims=True)
+
+
 _over(
-    reals(5),
+    Domain((5,), lambda u: 40 * u),
     stopped_max=lambda x: (lambda e: e * (1 / e.sum()))(
         jnp.exp(x - lax.stop_gradient(x.max()))
     ),
+    stopped_segments=_segment_softmax,
+    stopped_sink=_softmax_with_sink,
+    stopped_logsumexp=lambda x: (lambda m: jnp.log(jnp.exp(x - m).sum()) + m)(
+        lax.stop_gradient(x.max())
+    ),
 )
+_over(wide(5), stopped_attention=_attention)
 # Near 0 and far from it the branches that are not taken overflow in float32.
 _over(wide(9), special_fresnel=lambda x: special.fresnel(x)[0])
 _over(between(-0.1, 0.1, 5), special_fresnel_small=lambda x: special.fresnel(x)[1])

@@ -16,7 +16,14 @@ W2 = np.asarray(jax.random.normal(KEYS[2], (6, 4)))
 W3 = np.asarray(jax.random.normal(KEYS[3], (4,)))
 X = jax.random.normal(KEYS[4], (5,))
 
-RELUS = [jax.nn.relu, lambda z: jnp.maximum(z, 0), lambda z: jnp.maximum(0.0, z)]
+RELUS = [
+    jax.nn.relu,
+    lambda z: jnp.maximum(z, 0),
+    lambda z: jnp.maximum(0.0, z),
+    lambda z: jnp.maximum(z, jnp.zeros_like(z)),
+    lambda z: jnp.clip(z, 0),
+    lambda z: jax.jit(jnp.maximum)(z, 0.0),
+]
 ACTIVATIONS = {
     "relu": (jax.nn.relu, lambda z: np.maximum(z, 0)),
     "tanh": (jnp.tanh, np.tanh),

@@ -60,6 +60,27 @@ def test_inside_shard_map(name):
     np.testing.assert_allclose(sharded(rows), mapped(rows), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("rules", [jaxlift.RESCALE, jaxlift.REVEAL_CANCEL])
+@pytest.mark.parametrize(
+    "name", ["relu", "softplus", "leaky_relu", "selu", "hard_tanh"]
+)
+def test_activations_of_shards(name, rules):
+    """What is explained is mapped over shards itself."""
+    activation = getattr(jax.nn, name)
+    spec = jax.sharding.PartitionSpec("i")
+    mesh = jax.make_mesh((2,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    body = lambda x: lax.psum(activation(x).sum(), "i")
+    sharded = jax.shard_map(
+        body, mesh=mesh, in_specs=spec, out_specs=jax.sharding.PartitionSpec()
+    )
+    x, r = jnp.array([1.0, -2.0, 3.0, 0.5]), jnp.array([-1.0, 0.0, 3.0, -0.5])
+    whole = lambda x: activation(x).sum()
+    found, expected = (
+        jax.jit(jaxlift.multipliers(f, rules=rules))(x, r) for f in (sharded, whole)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 # ----------------------------------------------------------- what is not an array
 
 

@@ -45,6 +45,32 @@ def _within(x, r):
     return r
 
 
+TIES = {
+    "top_k": lambda x: lax.top_k(x, 3)[0],
+    "approx_max_k": lambda x: lax.approx_max_k(x, 3)[0],
+    "approx_min_k": lambda x: lax.approx_min_k(x, 3)[0],
+    "partition": lambda x: jnp.partition(x, 2),
+    "sort": jnp.sort,
+    "descending": lambda x: jnp.sort(x, descending=True),
+    "maximum": lambda x: jnp.maximum(x, x[::-1]),
+    "logaddexp": lambda x: jnp.logaddexp(x, x[::-1]),
+    "segment_max": lambda x: jax.ops.segment_max(x, jnp.array([0, 0, 1, 1, 1]), 2),
+}
+
+
+@pytest.mark.parametrize("table", ["RESCALE", "REVEAL_CANCEL"])
+@pytest.mark.parametrize("name", TIES)
+def test_ties_have_the_gradient_of_jax(name, table):
+    """Of values that are equal to each other, behind weights that open a split."""
+    rules, weights = getattr(jaxlift, table), jnp.eye(5)
+    for x in (jnp.zeros(5), jnp.array([1.0, 1.0, 0.0, 1.0, 0.0])):
+        y = TIES[name](x)
+        ct = 1.0 + np.arange(y.size)
+        f = lambda x, ct=ct: ct @ TIES[name](weights @ x)
+        m = jaxlift.multipliers(f, rules=rules)(x, x)
+        np.testing.assert_allclose(m, jax.grad(f)(x), rtol=1e-6)
+
+
 def _cotangents(f, x):
     shape = jax.eval_shape(f, x[0])
     return np.random.default_rng(1).normal(size=(len(x), *shape.shape))

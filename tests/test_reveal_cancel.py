@@ -226,6 +226,19 @@ def test_masks_and_complex_numbers(name, x64):
     assert np.isfinite(parts).all()
 
 
+@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize("pseudocount", [1e-3, 1e-6, 1e-8])
+@pytest.mark.parametrize("function", [jnp.log, jnp.sqrt, lambda y: -jax.lax.rsqrt(y)])
+def test_counts_beside_a_singularity(function, pseudocount, rules):
+    """The part that is not there must not drown the other one in rounding."""
+    rng = np.random.default_rng(5)
+    weights, x = rng.uniform(size=(64, 8)), rng.uniform(size=64)
+    weights, x = weights.astype(np.float32), x.astype(np.float32)
+    f = lambda x: function(x @ weights + pseudocount).sum()
+    contributions = jaxlift.deeplift(f, rules=RULES[rules])(x, 0.0)
+    np.testing.assert_allclose(contributions.sum(), f(x) - f(0 * x), rtol=1e-5)
+
+
 def test_what_is_subtracted_swaps_its_parts(x64):
     """In a difference as in an update: both spellings have the same parts."""
     rng = np.random.default_rng(3)

@@ -12,6 +12,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 import jaxlift
+from jaxlift import targets
 
 X = jnp.array([1.0, 2.0, -1.0])
 R = jnp.array([0.5, -2.0, 0.0])
@@ -98,6 +99,21 @@ def test_references_broadcast(reference):
         reference = reference.astype(np.float32)
     g = jaxlift.deeplift(logits, target=0)
     close(g(X, reference), g(X, jnp.zeros(3)))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("reference", [0.0, 0])
+def test_a_number_is_a_reference_also_through_jit(reference, dtype):
+    g = jaxlift.deeplift(lambda x: jnp.tanh(x).sum())
+    x = X.astype(dtype)
+    close(jax.jit(g)(x, reference), g(x, jnp.zeros_like(x)), 1e-2)
+    rows = jnp.stack([x, 2 * x])
+    close(jax.jit(jax.vmap(g, (0, None)))(rows, reference)[0], g(x, 0.0), 1e-2)
+
+
+def test_scalar_reference_for_several_arguments():
+    a, b = jaxlift.deeplift(jnp.dot, (0, 1))(X, R, 0.0)
+    close((a, b), (X * R / 2, X * R / 2))
 
 
 def test_scalar_reference_for_a_tree():
@@ -201,16 +217,29 @@ def test_tags_in_a_scan_come_stacked(wrap):
         jax.jit(jax.nn.softmax),
         lambda z: jax.nn.softmax(z).reshape(-1),
         lambda z: (lambda e: e / e.sum())(jnp.exp(z - z.max())),
+        lambda z: checkpoint_name(jax.nn.softmax(z), "p"),
+        lambda z: jax.jit(lambda z: (2 * z, jax.nn.softmax(z)))(z)[1],
     ],
 )
 def test_pre_activation(last):
     close(jaxlift.pre_activation(lambda x: last(x @ W))(X), X @ W)
 
 
+def test_the_value_explained_is_that_of_the_function():
+    """A stopped scale is that of the input, though it is a maximum."""
+    f = lambda x: (x / lax.stop_gradient(jnp.abs(x).max())).sum()
+    for x, r in ((X, 30 * X), (30 * X, X), (X, X)):
+        y, y_reference, pullback = jaxlift.vjp(f, x, r)
+        close(y, f(x))
+        close(y_reference, r.sum() / jnp.abs(x).max())
+        close(pullback(1.0), jax.grad(f)(x))
+
+
 # ---------------------------------------------------------------------- errors
 
 F = jnp.sum
 WHILE = lambda x: lax.while_loop(lambda c: c.sum() < 10, lambda c: c * 2 + 1, x).sum()
+SCHUR = lambda x: jax.scipy.linalg.schur(jnp.outer(x, x))[0].sum()
 CALLBACK = lambda x: jax.pure_callback(lambda y: y, x, x).sum()
 
 ERRORS = {
@@ -271,6 +300,15 @@ ERRORS = {
     "steps": (ValueError, "steps", lambda: jaxlift.integrated_gradients(F, steps=0)),
     "no pre-activation": (ValueError, "mul",
                           lambda: jaxlift.pre_activation(lambda x: x * 2)(X)),
+    "no pre-activation in a loop": (
+        ValueError, "scan",
+        lambda: jaxlift.pre_activation(lambda x: lax.map(jnp.tanh, x))(X)),
+    "an output with several parts": (
+        TypeError, r"tuple.*y\[0\]",
+        lambda: jaxlift.deeplift(lambda x: (x, x), target=targets.logit(0))(X, R)),
+    "inside a function of JAX": (
+        jaxlift.UnsupportedPrimitiveError, "schur.*test_transforms.py",
+        lambda: jaxlift.deeplift(SCHUR)(X, R)),
     "trip count": (jaxlift.UnsupportedPrimitiveError, "trip count.*test_transforms.py",
                    lambda: jaxlift.deeplift(WHILE)(X, R)),
     "callback": (jaxlift.UnsupportedPrimitiveError, "pure_callback.*test_transforms.py",
@@ -291,6 +329,16 @@ def test_non_finite_data_propagate():
     assert jnp.isnan(m[0]) and jnp.isfinite(m[1:]).all()
 
 
+@pytest.mark.parametrize("name", ["relu", "relu6", "softplus", "leaky_relu", "selu"])
+def test_infinity_has_the_slope_of_the_gradient(name):
+    f = lambda x: getattr(jax.nn, name)(x).sum()
+    x = jnp.array([jnp.inf, jnp.inf, -jnp.inf, 1.0])
+    r = jnp.array([0.5, -jnp.inf, -jnp.inf, jnp.inf])
+    m = jaxlift.multipliers(f)(x, r)
+    close(m, jax.grad(f)(x).at[-1].set(m[-1]))
+    assert np.isfinite(m[-1])
+
+
 def test_tables_are_immutable_and_extended_by_or():
     with pytest.raises(TypeError):
         jaxlift.RESCALE[lax.tanh_p] = None
@@ -308,6 +356,29 @@ def test_effects_happen_once(capfd):
     jaxlift.deeplift(f)(X, R)
     jax.effects_barrier()
     assert capfd.readouterr().out.count("seen 1.0") == 1
+
+
+@pytest.mark.parametrize("rules", [jaxlift.RESCALE, jaxlift.REVEAL_CANCEL])
+def test_effects_of_branches_that_are_not_taken_do_not_happen(rules, capfd):
+    @jax.jit
+    def alarm():
+        jax.debug.print("not a number")
+        return 1.0
+
+    def bad(x):
+        jax.debug.print("bad {}", x)
+        return x.sum() * alarm()
+
+    def good(x):
+        jax.debug.print("good {}", x[0])
+        return jnp.square(x).sum()
+
+    f = lambda x: lax.cond(jnp.isnan(x).any(), bad, good, x)
+    jax.jit(jaxlift.deeplift(f, rules=rules))(X, R)
+    jax.effects_barrier()
+    printed = capfd.readouterr().out
+    assert printed.count("good 1.0") == 1
+    assert "bad" not in printed and "not a number" not in printed
 
 
 def _in_while(x):
