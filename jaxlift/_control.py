@@ -114,10 +114,9 @@ class OwnSlope(Piece):
         super().__init__(step, operands, self.output.order, self.output.traits)
         self.static = (n,)
 
-    @property
-    def values(self) -> Sequence[Array]:
-        """The values of the body."""
-        return self.output.values
+    def value(self, operands: Sequence) -> Array:
+        """The value of the body."""
+        return operands[-1]
 
     @property
     def aval(self) -> Any:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -39,6 +39,7 @@ class Piece(Varying):
 
     static: tuple = ()  # what its class is called with after step and operands
     repeats = True  # whether an equal step of equal operands does the same
+    _values: Sequence[Array]
 
     def __init__(
         self,
@@ -51,22 +52,38 @@ class Piece(Varying):
         self.step, self.operands = step, operands
         self.jumps = jumps or is_discrete(self.aval)
         self.order, self.traits = order, frozenset() if self.jumps else traits
-        self.slope = functools.cache(self._slope)
+        self.slopes: dict[int, Slope] = {}
+        for piece in self.pieces[:1]:
+            self.root: Any = piece.root  # the pair that it is a function of
+            self.points: Sequence[Array] = piece.points  # where the function is known
 
-    @functools.cached_property
-    def root(self) -> Any:
-        """The pair that it is a function of."""
-        return next(o.root for o in self.operands if isinstance(o, Piece))
+    @property
+    def pieces(self) -> list[Piece]:
+        """The operands that vary."""
+        return [operand for operand in self.operands if isinstance(operand, Piece)]
 
-    @functools.cached_property
-    def points(self) -> Sequence[Array]:
-        """The points of the root at which the function is known."""
-        return next(o.points for o in self.operands if isinstance(o, Piece))
+    def parts(self, known: Callable[[Piece], bool]) -> Iterator[Piece]:
+        """What it is made of and is not known, and itself, operands first.
 
-    @functools.cached_property
+        Without recursion: there are activations of a thousand steps.
+        """
+        waiting = [self]
+        while waiting:
+            piece = waiting[-1]
+            missing = [operand for operand in piece.pieces if not known(operand)]
+            if missing and not known(piece):
+                waiting += missing
+                continue
+            waiting.pop()
+            if not known(piece):
+                yield piece
+
+    @property
     def values(self) -> Sequence[Array]:
         """The function at each of the points."""
-        return [self.value(self.at(n)) for n in range(len(self.points))]
+        for piece in self.parts(lambda piece: "_values" in vars(piece)):
+            piece._values = [piece.value(piece.at(n)) for n in range(len(piece.points))]
+        return self._values
 
     def at(self, n: int) -> list:
         """The operands at one of the points."""
@@ -85,9 +102,13 @@ class Piece(Varying):
         """Its divided difference over the root's interval `k`, unless it jumps."""
         raise NotImplementedError
 
-    def _slope(self, k: int) -> Slope:
+    def slope(self, k: int) -> Slope:
         """Its divided difference over the root's interval `k`."""
-        return self.quotient(k) if self.jumps else self.difference(k)
+        for piece in self.parts(lambda piece: piece.jumps or k in piece.slopes):
+            piece.slopes[k] = piece.difference(k)
+        if self.jumps and k not in self.slopes:
+            self.slopes[k] = self.quotient(k)
+        return self.slopes[k]
 
     def quotient(self, k: int, otherwise: Slope = 0.0) -> Slope:
         """The quotient of its values over the root's interval `k`, if it is one."""
@@ -145,16 +166,7 @@ class Identity(Piece):
         super().__init__(step, operands, 0, traits)
         self.jumps = False  # not even that of an integer: it has a carrier
         self.static, self.root = (kind,), root or _Root(operands, kind)
-
-    @property
-    def points(self) -> Sequence[Array]:
-        """The points of the root."""
-        return self.operands
-
-    @property
-    def values(self) -> Sequence[Array]:
-        """The points of the root."""
-        return self.operands
+        self.points = self._values = operands
 
     @property
     def aval(self) -> Any:
@@ -172,16 +184,12 @@ class Given(Piece):
 
     def __init__(self, step: Any, operands: Sequence):
         super().__init__(step, operands, 0, jumps=True)
-
-    @property
-    def values(self) -> Sequence[Array]:
-        """The values that were given."""
-        return self.operands[1:]
+        self._values = operands[1:]
 
     @property
     def aval(self) -> Any:
         """The shape and dtype of the values."""
-        return self.values[0]
+        return self.operands[1]
 
 
 def like(slope: Slope, value: Array) -> Array:
@@ -282,17 +290,19 @@ def _form(step: Any, operands: Sequence) -> tuple[_Form, list[Array]]:
     nodes, keys, arrays = [], [], []
     places: dict[int, int] = {}
 
+    def identifier(piece):
+        """Of one root there may be many identities."""
+        return id(piece.root if isinstance(piece, Identity) else piece)
+
     def refer(operand):
         if isinstance(operand, Piece):
-            # Of one root there may be many identities.
-            itself = operand.root if isinstance(operand, Identity) else operand
-            if id(itself) not in places:
-                references = [refer(o) for o in operand.operands]
-                node = type(operand), operand.static
-                keys.append((*node, _key(operand.step), *map(_named, references)))
-                nodes.append((*node, _bare(operand.step), references))
-                places[id(itself)] = len(nodes) - 1
-            return "piece", places[id(itself)]
+            for piece in operand.parts(lambda piece: identifier(piece) in places):
+                references = [refer(o) for o in piece.operands]
+                node = type(piece), piece.static
+                keys.append((*node, _key(piece.step), *map(_named, references)))
+                nodes.append((*node, _bare(piece.step), references))
+                places[identifier(piece)] = len(nodes) - 1
+            return "piece", places[identifier(operand)]
         if np.ndim(operand) == 0 and not isinstance(operand, jax.Array):
             return None, operand
         arrays.append(operand)

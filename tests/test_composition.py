@@ -81,6 +81,18 @@ def test_activations_of_shards(name, rules):
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("table", TABLES)
+def test_an_activation_of_many_steps(table):
+    """Steps upon steps of one array: deeper than Python's stack."""
+
+    def f(x):
+        for _ in range(300):
+            x = 1.001 * x + 1e-3
+        return jnp.tanh(x).sum()
+
+    complete(f, rules=getattr(jaxlift, table))
+
+
 # ----------------------------------------------------------- what is not an array
 
 
