@@ -41,8 +41,9 @@ def quotient(fa, fb, a, b, at_equal):
     # By halves: the difference of huge opposite points is finite. The division comes
     # last: XLA keeps what a division makes, and repeats what a selection makes.
     run, rise = 0.5 * a - 0.5 * b, 0.5 * fa - 0.5 * fb
-    # XLA flushes a denormal run to 0. From infinity, too, the slope is that at `a`.
-    moved = (run != 0) & (abs(run) < jnp.inf)
+    # XLA flushes a denormal run to 0, and may contract the product that made `a` with
+    # the run. From infinity, too, the slope is that at `a`.
+    moved = (a != b) & (run != 0) & (abs(run) < jnp.inf)
     return jnp.where(moved, rise, at_equal) / jnp.where(moved, run, 1)
 
 

@@ -1,9 +1,12 @@
-"""Whether what a function returns depends on a shift of its exponentials.
+"""Whether what a function returns depends on a shift of its exponents.
 
 Hand-written softmaxes subtract a stopped maximum so that nothing overflows, and their
 result does not depend on it. Equation by equation, this follows how a value depends on
-such a shift `m`: as `v + c m` (a `_Sum`) or as `v e^(k m)` (a `_Power`), where `v` does
-not. A result is independent if all shifts cancel on the way to it.
+such a shift `m`: as `v + c m`, a sum, or as `v e^(c m)`, a power, where `v` does not.
+A result is independent if all shifts cancel on the way to it. An array of shifts (one
+for each row, say) is followed axis by axis: what has other shifts is not added up. What
+indices pick from it has shifts by these indices, which a sum over the same indices
+(`jax.ops.segment_sum`) brings back.
 """
 
 from __future__ import annotations
@@ -19,26 +22,44 @@ from jax.extend.core import primitives as P
 
 from jaxlift import _compat
 from jaxlift._compat import existing
+from jaxlift._values import is_discrete
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sum:
-    """`v + c m`; `pure` if `v` is 0 and `m` might as well be any other shift."""
+class _Shifted:
+    """`v + c m`, or `v e^(c m)` if it is a `power`.
+
+    `axes` has for each axis of the value the axis of `m` that goes along with it (or
+    `_Picked` from it), or None where all have the same shift. `which` of several shifts
+    it is: a maximum of a shift and of something else, like `m` itself, is `pure`
+    (`v = 0`), and another one.
+    """
 
     c: float
+    axes: tuple
+    which: int = 0
+    power: bool = False
     pure: bool = False
+
+    def but(self, **changes: Any) -> _Shifted:
+        """The same with some changes, and no longer pure."""
+        return dataclasses.replace(self, **({"pure": False} | changes))
+
+    def like(self, other: _Shifted) -> bool:
+        """Whether another value has the same shift at every place."""
+        return (self.axes, self.which) == (other.axes, other.which)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Power:
-    """`v e^(k m)`."""
+class _Picked:
+    """An axis of indices into an axis of `m`."""
 
-    k: float
+    axis: Any
+    indices: Any
 
 
 _ZERO = "zero"
-_NOTHING: Mapping = types.MappingProxyType({})
-_State = Any  # a _Sum, a _Power, _ZERO, or None: independent
+_State = Any  # a _Shifted, _ZERO, or None: independent
 
 
 class _Dependent(Exception):
@@ -51,83 +72,215 @@ def is_independent(frames: Sequence[tuple]) -> tuple[bool, bool]:
     `frames` are the jaxprs that are being walked, the outermost one first, each with
     the equation at hand; the last of these makes the shift.
     """
-    shifts, outputs = [False], [_Sum(1, pure=True)]
+    walk, outputs = _Walk(), [_Shifted(1, _all_axes(frames[-1][1]), pure=True)]
     try:
         for jaxpr, eqn in reversed(frames):
-            outputs = _propagated(jaxpr, {}, shifts, {id(eqn): outputs})
+            outputs = walk.through(jaxpr, {}, {}, {id(eqn): outputs})
     except _Dependent:
-        return False, shifts[0]
-    return all(state in (None, _ZERO) for state in outputs), shifts[0]
+        return False, walk.shifts_exponents
+    return not any(map(_depends, outputs)), walk.shifts_exponents
 
 
-def _propagated(
-    jaxpr: core.Jaxpr, states: dict, shifts: list, known: Mapping[int, list] = _NOTHING
-) -> list:
-    """The states of a jaxpr's outputs, those of some of its equations given."""
-
-    def read(atom):
-        if isinstance(atom, core.Literal):
-            return None if np.any(np.asarray(atom.val)) else _ZERO
-        return states.get(atom)
-
-    for eqn in jaxpr.eqns:
-        inputs = [read(atom) for atom in eqn.invars]
-        outputs = known.get(id(eqn)) or _outputs(eqn, inputs, shifts)
-        states |= {v: o for v, o in zip(eqn.outvars, outputs, strict=True) if o}
-    return [read(atom) for atom in jaxpr.outvars]
+def _all_axes(eqn: core.JaxprEqn) -> tuple:
+    shape = eqn.outvars[0].aval.shape  # pyright: ignore[reportAttributeAccessIssue]
+    return tuple(k if size > 1 else None for k, size in enumerate(shape))
 
 
-def _outputs(eqn: core.JaxprEqn, inputs: list, shifts: list) -> list:
-    if eqn.primitive in _SAME:
-        return [inputs[0]] if not any(map(_depends, inputs[1:])) else _refuse()
-    if not any(map(_depends, inputs)):
-        return [None] * len(eqn.outvars)
-    bodies = list(core.jaxprs_in_params(eqn.params))
-    if eqn.primitive in _CALLS and len(bodies) == 1:
-        body, _ = _compat.open_jaxpr(bodies[0])
-        pairs = zip(body.invars, inputs, strict=True)
-        return _propagated(body, {v: s for v, s in pairs if s}, shifts)
-    if eqn.primitive is P.exp_p and isinstance(inputs[0], _Sum):
-        shifts[0] = True
-    rule = _RULES.get(eqn.primitive, _refuse)
-    state = rule(eqn, *inputs)
-    cancelled = state in (_Sum(0), _Power(0))
-    return [None if cancelled else state]
+_NOTHING: Mapping = types.MappingProxyType({})
+
+
+class _Walk:
+    """Follows states through jaxprs; names indices, the same name for the same ones."""
+
+    def __init__(self):
+        self.shifts_exponents = False
+        self.made: list[tuple] = []  # how a name came about
+        self.names: dict[tuple, int] = {}
+
+    def through(
+        self,
+        jaxpr: core.Jaxpr,
+        states: dict[core.Var, _State],
+        names: dict[core.Var, Any],
+        known: Mapping[int, list] = _NOTHING,
+    ) -> list:
+        """The states of a jaxpr's outputs, those of some of its equations given."""
+
+        def read(atom):
+            if isinstance(atom, core.Literal):
+                return None if np.any(np.asarray(atom.val)) else _ZERO
+            return states.get(atom)
+
+        def name(atom):
+            if isinstance(atom, core.Literal):
+                return np.asarray(atom.val).tobytes(), str(atom.aval)
+            return names.get(atom, atom)
+
+        for eqn in jaxpr.eqns:
+            inputs, called = map(read, eqn.invars), map(name, eqn.invars)
+            outputs = known.get(id(eqn)) or self.outputs(eqn, [*inputs], [*called])
+            states |= {v: o for v, o in zip(eqn.outvars, outputs, strict=True) if o}
+            if len(outputs) == 1 and is_discrete(eqn.outvars[0].aval):
+                names[eqn.outvars[0]] = self.name(eqn, [*map(name, eqn.invars)])
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def outputs(self, eqn: core.JaxprEqn, inputs: list, names: list) -> list:
+        """The states of an equation's outputs."""
+        if not any(map(_depends, inputs)):
+            zero = eqn.primitive in _MOVES and inputs[0] is _ZERO
+            return [_ZERO if zero else None] * len(eqn.outvars)
+        bodies = list(core.jaxprs_in_params(eqn.params))
+        if eqn.primitive in _CALLS and len(bodies) == 1:
+            body, _ = _compat.open_jaxpr(bodies[0])
+            pairs = zip(body.invars, inputs, strict=True)
+            called = dict(zip(body.invars, names, strict=True))
+            return self.through(body, {v: s for v, s in pairs if s}, called)
+        self.shifts_exponents |= eqn.primitive is P.exp_p
+        if eqn.primitive in _INDEXED:
+            state = _INDEXED[eqn.primitive](eqn, names[1], *inputs)
+        elif eqn.primitive in _MOVES:
+            state = _MOVES[eqn.primitive](eqn, *inputs)
+        else:
+            fitted = [_at_every_place(eqn, state) for state in inputs]
+            state = _RULES.get(eqn.primitive, _refuse)(eqn, *fitted)
+        return [state if _depends(state) and state.c else None]
+
+    def name(self, eqn: core.JaxprEqn, names: list) -> Any:
+        """What is equal for equal integers: how they are made of others."""
+        if eqn.primitive is P.select_n_p and isinstance(names[0], int):
+            # x[i] counts negative indices from the end, segment_sum takes them as they
+            # are: the same indices.
+            primitive, _, compared, *_ = self.made[names[0]]
+            if primitive is P.lt_p and compared == names[1]:
+                return names[1]
+        made = eqn.primitive, tuple(sorted(eqn.params.items())), *names
+        try:
+            found = self.names.setdefault(made, len(self.made))
+        except TypeError:  # a parameter that cannot be compared
+            return eqn.outvars[0]
+        if found == len(self.made):
+            self.made.append(made)
+        return found
+
+
+def _at_every_place(eqn: core.JaxprEqn, state: _State) -> _State:
+    """A scalar among arrays goes with every place of them."""
+    if not _depends(state) or state.axes:
+        return state
+    return dataclasses.replace(state, axes=(None,) * len(_all_axes(eqn)))
 
 
 def _depends(state: _State) -> bool:
-    return isinstance(state, _Sum | _Power)
+    return isinstance(state, _Shifted)
 
 
 def _refuse(*_: Any) -> Any:
     raise _Dependent
 
 
+# ------------------------------------------------------------- steps that only move
+
+
+def _same(eqn: Any, state: _State) -> _State:
+    return state
+
+
+def _broadcast(eqn: Any, state: _State, *_: Any) -> _State:
+    places = dict(zip(eqn.params["broadcast_dimensions"], state.axes, strict=True))
+    rank = len(eqn.outvars[0].aval.shape)
+    return dataclasses.replace(state, axes=tuple(places.get(k) for k in range(rank)))
+
+
+def _reshape(eqn: Any, state: _State, *_: Any) -> _State:
+    """Axes of size 1 come and go; a reshape of others mixes them up."""
+    before, sizes = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    if any(axis is not None for axis in state.axes) and (
+        [n for n in before if n > 1] != [n for n in sizes if n > 1]
+    ):
+        return _refuse()
+    left = iter(a for a, n in zip(state.axes, before, strict=True) if n > 1)
+    axes = tuple(next(left, None) if n > 1 else None for n in sizes)
+    return dataclasses.replace(state, axes=axes)
+
+
+def _transpose(eqn: Any, state: _State) -> _State:
+    axes = tuple(state.axes[k] for k in eqn.params["permutation"])
+    return dataclasses.replace(state, axes=axes)
+
+
+def _picked(eqn: Any, indices: Any, state: _State, *rest: _State) -> _State:
+    """`m[i]`: whole rows by indices into the first axis."""
+    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    shape = eqn.invars[0].aval.shape
+    rows = numbers.collapsed_slice_dims == numbers.start_index_map == (0,)
+    if any(map(_depends, rest)) or not rows or sizes[1:] != shape[1:]:
+        return _refuse()
+    first, *others = state.axes
+    rank = len(eqn.outvars[0].aval.shape)
+    kept = dict(zip(numbers.offset_dims, others, strict=True))
+    if first is not None and rank - len(kept) != 1:
+        return _refuse()
+    along = None if first is None else _Picked(first, indices)
+    return dataclasses.replace(
+        state, axes=tuple(kept.get(k, along) for k in range(rank))
+    )
+
+
+def _put_back(eqn: Any, indices: Any, operand: _State, *rest: _State) -> _State:
+    """`zeros.at[i].add(v)`: sums of rows with the same index."""
+    numbers, state = eqn.params["dimension_numbers"], rest[1]
+    rows = numbers.inserted_window_dims == numbers.scatter_dims_to_operand_dims == (0,)
+    if operand is not _ZERO or _depends(rest[0]) or not state.power or not rows:
+        return _refuse()
+    windows = numbers.update_window_dims
+    along = [axis for k, axis in enumerate(state.axes) if k not in windows]
+    first = None
+    if any(axis is not None for axis in along):
+        (picked,) = along if len(along) == 1 else (None,)
+        if not isinstance(picked, _Picked) or picked.indices != indices:
+            return _refuse()
+        first = picked.axis
+    return state.but(axes=(first, *(state.axes[k] for k in windows)))
+
+
+# --------------------------------------------------------------------- arithmetic
+
+
 def _common(eqn: Any, *states: _State) -> _State:
-    """One of several values, or their sum where they are powers."""
+    """One of several values, or the sum of powers; zeros are in it."""
     del eqn
     found = set(states) - {_ZERO}
     return found.pop() if len(found) == 1 else _refuse()
 
 
 def _selected(eqn: Any, predicate: _State, *cases: _State) -> _State:
-    return _refuse() if _depends(predicate) else _common(eqn, *cases)
+    state = _refuse() if _depends(predicate) else _common(eqn, *cases)
+    return state if state.power or _ZERO not in cases else _another(eqn, state)
+
+
+def _another(eqn: Any, state: _Shifted) -> _Shifted:
+    """Another shift, made of a pure one, of as many axes as it has."""
+    if not state.pure or state.c != 1:
+        return _refuse()
+    return _Shifted(1, _all_axes(eqn), id(eqn.outvars[0]), pure=True)
 
 
 def _larger(eqn: Any, u: _State, v: _State) -> _State:
-    """A shift and another value make another shift."""
-    for one, other in ((u, v), (v, u)):
-        if isinstance(one, _Sum) and one.pure and not _depends(other):
-            return one
-    return _common(eqn, u, v) if isinstance(u, _Power) else _refuse()
+    if _depends(u) and _depends(v):
+        return _common(eqn, u, v)
+    state = u if _depends(u) else v
+    if state.power:
+        return _common(eqn, u, v)
+    return _another(eqn, state)
 
 
 def _added(sign: int) -> Callable:
     def rule(eqn, u, v):
-        if isinstance(u, _Power) or isinstance(v, _Power):
-            return _common(eqn, u, v)
-        c, d = (s.c if isinstance(s, _Sum) else 0 for s in (u, v))
-        return _Sum(c + sign * d)
+        if any(_depends(s) and s.power for s in (u, v)):
+            return _common(eqn, *(s and (s if s is _ZERO else s.but()) for s in (u, v)))
+        if _depends(u) and _depends(v):
+            return u.but(c=u.c + sign * v.c) if u.like(v) else _refuse()
+        return u.but() if _depends(u) else v.but(c=sign * v.c)
 
     return rule
 
@@ -135,50 +288,85 @@ def _added(sign: int) -> Callable:
 def _scaled(sign: int) -> Callable:
     """A product (sign 1) or quotient (-1), of powers or by a number."""
 
-    def rule(eqn, u, v, *rest):
-        if any(map(_depends, rest)):
+    def rule(eqn, u, v):
+        if _depends(u) and _depends(v):
+            powers = u.power and v.power and u.like(v)
+            return u.but(c=u.c + sign * v.c) if powers else _refuse()
+        state, other = (u, eqn.invars[1]) if _depends(u) else (v, eqn.invars[0])
+        if state.power:
+            return state.but(c=state.c if state is u else sign * state.c)
+        if not isinstance(other, core.Literal) or (state is v and sign < 0):
             return _refuse()
-        if isinstance(u, _Sum) and isinstance(eqn.invars[1], core.Literal):
-            return _Sum(u.c * float(eqn.invars[1].val) ** sign)
-        if isinstance(v, _Sum) and isinstance(eqn.invars[0], core.Literal) and sign > 0:
-            return _Sum(v.c * float(eqn.invars[0].val))
-        if isinstance(u, _Sum) or isinstance(v, _Sum):
-            return _refuse()
-        k, n = (s.k if isinstance(s, _Power) else 0 for s in (u, v))
-        return _Power(k + sign * n)
+        return state.but(c=state.c * float(other.val) ** sign)
 
     return rule
 
 
-def _scattered(eqn: Any, operand: _State, indices: _State, updates: _State) -> _State:
-    return _refuse() if _depends(indices) else _added(1)(eqn, operand, updates)
+def _product(eqn: Any, u: _State, v: _State) -> _State:
+    """Of powers with what is independent; not summed over different shifts."""
+    contracted, batched = eqn.params["dimension_numbers"]
+    side = 0 if _depends(u) else 1
+    state = (u, v)[side]
+    if (_depends(u) and _depends(v)) or not state.power:
+        return _refuse()
+    if any(state.axes[k] is not None for k in contracted[side]):
+        return _refuse()
+    batch = [state.axes[k] for k in batched[side]]
+    used = {*contracted[side], *batched[side]}
+    free = [axis for k, axis in enumerate(state.axes) if k not in used]
+    others = [None] * (len(eqn.outvars[0].aval.shape) - len(batch) - len(free))
+    return state.but(axes=(*batch, *(free + others if side == 0 else others + free)))
 
 
-def _of_powers(eqn: Any, state: _State) -> _State:
-    return state if isinstance(state, _Power) else _refuse()
+def _summed(eqn: Any, state: _State) -> _State:
+    axes = eqn.params["axes"]
+    if not state.power or any(state.axes[k] is not None for k in axes):
+        return _refuse()
+    kept = (axis for k, axis in enumerate(state.axes) if k not in axes)
+    return state.but(axes=tuple(kept))
+
+
+def _exponential(eqn: Any, state: _State) -> _State:
+    return _refuse() if state.power else state.but(power=True)
+
+
+def _logarithm(eqn: Any, state: _State) -> _State:
+    return state.but(power=False) if state.power else _refuse()
+
+
+def _negated(eqn: Any, state: _State) -> _State:
+    return state if state.power else state.but(c=-state.c)
+
+
+def _absolute(eqn: Any, state: _State) -> _State:
+    return state if state.power else _refuse()
 
 
 _CALLS = [P.custom_jvp_call_p, P.remat_p]
 _CALLS += existing("jit", "closed_call", "custom_vjp_call")
-_SAME = existing(
-    *("broadcast_in_dim", "reshape", "squeeze", "transpose", "rev", "slice", "copy"),
-    *("gather", "dynamic_slice", "convert_element_type", "stop_gradient", "name"),
-)
+_MOVES: dict[core.Primitive, Callable] = {
+    P.broadcast_in_dim_p: _broadcast,
+    P.reshape_p: _reshape,
+    P.squeeze_p: _reshape,
+    P.transpose_p: _transpose,
+    **dict.fromkeys((P.copy_p, P.convert_element_type_p, P.stop_gradient_p), _same),
+}
+_INDEXED: dict[core.Primitive, Callable] = {
+    P.gather_p: _picked,
+    P.scatter_add_p: _put_back,
+}
 _RULES: dict[core.Primitive, Callable] = {
     P.is_finite_p: lambda eqn, state: None,
-    P.exp_p: lambda eqn, s: _Power(s.c) if isinstance(s, _Sum) else _refuse(),
-    P.log_p: lambda eqn, s: _Sum(s.k) if isinstance(s, _Power) else _refuse(),
-    P.neg_p: lambda eqn, s: _Sum(-s.c) if isinstance(s, _Sum) else s,
+    P.exp_p: _exponential,
+    P.log_p: _logarithm,
+    P.neg_p: _negated,
+    P.abs_p: _absolute,
     P.add_p: _added(1),
     P.sub_p: _added(-1),
     P.mul_p: _scaled(1),
-    P.dot_general_p: _scaled(1),
     P.div_p: _scaled(-1),
-    P.select_n_p: _selected,
     P.max_p: _larger,
-    P.concatenate_p: _common,
-    P.scatter_add_p: _scattered,
-    P.reduce_sum_p: _of_powers,
-    P.cumsum_p: _of_powers,
-    P.abs_p: _of_powers,
+    P.select_n_p: _selected,
+    P.dot_general_p: _product,
+    P.reduce_sum_p: _summed,
 }
