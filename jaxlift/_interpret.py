@@ -158,8 +158,8 @@ class Context:
         self.found: dict[str, Any] = {}
         self.in_custom_jvp = self.is_inner = False
         self.origins: dict[int, Origin] = {}
-        # The jaxprs that are being walked, outermost first, each with its equation.
-        self.frames: list[tuple[core.Jaxpr, core.JaxprEqn]] = []
+        # What is being walked, outermost first: jaxpr, constants, equation at hand.
+        self.frames: list[tuple[core.Jaxpr, Sequence, core.JaxprEqn]] = []
         self.taken: list[Any] = []  # whether the input takes the branches around
 
     @functools.cached_property
@@ -184,9 +184,11 @@ class Context:
             self.taken.pop()
 
     @contextlib.contextmanager
-    def walking(self, jaxpr: core.Jaxpr, eqn: core.JaxprEqn) -> Iterator[None]:
+    def walking(
+        self, jaxpr: core.Jaxpr, consts: Sequence, eqn: core.JaxprEqn
+    ) -> Iterator[None]:
         """While an equation is evaluated."""
-        self.frames.append((jaxpr, eqn))
+        self.frames.append((jaxpr, consts, eqn))
         try:
             yield
         finally:
@@ -237,7 +239,7 @@ def interpret(
     live = _live(context, jaxpr)
     settled = _settled(context, live)
     for eqn in live:
-        with _compat.context_of(eqn), context.walking(jaxpr, eqn):
+        with _compat.context_of(eqn), context.walking(jaxpr, consts, eqn):
             outputs = _evaluate(context, eqn, [read(atom) for atom in eqn.invars])
             for var, output in zip(eqn.outvars, outputs, strict=True):
                 env[var] = output

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jax.core import Tracer
 from jax.extend import core
 from jax.extend.core import primitives as P
 
@@ -70,12 +71,14 @@ def is_independent(frames: Sequence[tuple]) -> tuple[bool, bool]:
     """Whether what is computed is independent of a shift, and if it shifts exponents.
 
     `frames` are the jaxprs that are being walked, the outermost one first, each with
-    the equation at hand; the last of these makes the shift.
+    its constants and the equation at hand; the last of these makes the shift.
     """
-    walk, outputs = _Walk(), [_Shifted(1, _all_axes(frames[-1][1]), pure=True)]
+    walk, outputs = _Walk(), [_Shifted(1, _all_axes(frames[-1][-1]), pure=True)]
     try:
-        for jaxpr, eqn in reversed(frames):
-            outputs = walk.through(jaxpr, {}, {}, {id(eqn): outputs})
+        for jaxpr, consts, eqn in reversed(frames):
+            named = map(_name_of_constant, consts)
+            names: dict = dict(zip(jaxpr.constvars, named, strict=True))
+            outputs = walk.through(jaxpr, {}, names, {id(eqn): outputs})
     except _Dependent:
         return False, walk.shifts_exponents
     return not any(map(_depends, outputs)), walk.shifts_exponents
@@ -84,6 +87,14 @@ def is_independent(frames: Sequence[tuple]) -> tuple[bool, bool]:
 def _all_axes(eqn: core.JaxprEqn) -> tuple:
     shape = eqn.outvars[0].aval.shape  # pyright: ignore[reportAttributeAccessIssue]
     return tuple(k if size > 1 else None for k, size in enumerate(shape))
+
+
+def _name_of_constant(value: Any) -> Any:
+    """Of integers what they are, of other values that they are these."""
+    if isinstance(value, Tracer) or not is_discrete(value):
+        return "constant", id(value)
+    array = np.asarray(value)
+    return array.tobytes(), str(array.dtype), array.shape
 
 
 _NOTHING: Mapping = types.MappingProxyType({})
@@ -147,12 +158,15 @@ class _Walk:
 
     def name(self, eqn: core.JaxprEqn, names: list) -> Any:
         """What is equal for equal integers: how they are made of others."""
-        if eqn.primitive is P.select_n_p and isinstance(names[0], int):
+        if eqn.primitive is P.select_n_p and len(names) == 3:
             # x[i] counts negative indices from the end, segment_sum takes them as they
-            # are: the same indices.
-            primitive, _, compared, *_ = self.made[names[0]]
-            if primitive is P.lt_p and compared == names[1]:
-                return names[1]
+            # are: the same indices. The test for them may be a constant, False.
+            predicate, index, _ = names
+            made = self.made[predicate] if isinstance(predicate, int) else ()
+            if made[:3:2] == (P.lt_p, index):
+                return index
+            if isinstance(predicate, tuple) and not any(predicate[0]):
+                return index
         made = eqn.primitive, tuple(sorted(eqn.params.items())), *names
         try:
             found = self.names.setdefault(made, len(self.made))
