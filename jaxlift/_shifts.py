@@ -199,6 +199,11 @@ def _same(eqn: Any, state: _State) -> _State:
     return state
 
 
+def _stopped(eqn: Any, state: _State) -> _State:
+    """What is made of a shift is stopped at one point, the shift then is not."""
+    return state if state.pure else _refuse()
+
+
 def _broadcast(eqn: Any, state: _State, *_: Any) -> _State:
     places = dict(zip(eqn.params["broadcast_dimensions"], state.axes, strict=True))
     rank = len(eqn.outvars[0].aval.shape)
@@ -363,7 +368,8 @@ _MOVES: dict[core.Primitive, Callable] = {
     P.reshape_p: _reshape,
     P.squeeze_p: _reshape,
     P.transpose_p: _transpose,
-    **dict.fromkeys((P.copy_p, P.convert_element_type_p, P.stop_gradient_p), _same),
+    **dict.fromkeys((P.copy_p, P.convert_element_type_p), _same),
+    P.stop_gradient_p: _stopped,
 }
 _INDEXED: dict[core.Primitive, Callable] = {
     P.gather_p: _picked,

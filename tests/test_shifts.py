@@ -125,3 +125,12 @@ def test_far_apart(name, x64):
     contributions = jaxlift.deeplift(f)(x, r)
     np.testing.assert_allclose(contributions.sum(), f(x) - f(r), rtol=1e-9, atol=1e-12)
     assert abs(contributions).sum() < 100
+
+
+def test_what_is_stopped_after_a_shift_keeps_the_shift_of_the_input(x64):
+    function = lambda x, m: (
+        lax.stop_gradient(jnp.exp(x - m)) / jnp.exp(x - m).sum(1, keepdims=True)
+    )
+    _, x, r, y_reference = explained(function, rows)
+    frozen = jnp.exp(x - rows(x)) / jnp.exp(r - rows(x)).sum(1, keepdims=True)
+    np.testing.assert_allclose(y_reference, frozen, rtol=1e-12)
