@@ -25,7 +25,7 @@ from jaxlift._interpret import (
     lazy,
     tags_of,
 )
-from jaxlift._pieces import Piece, like, once, pair_of, piece_of, settle
+from jaxlift._pieces import Piece, as_pieces, like, once, pair_of, settle
 from jaxlift._rules import choose, gradient, one_root, path
 from jaxlift._values import (
     Array,
@@ -96,7 +96,7 @@ def _activation(outputs: Sequence) -> bool:
 
 
 def _own_slopes(step: Step, operands: Sequence, outputs: Sequence[Piece]) -> list:
-    pieces = [piece_of(o) if isinstance(o, Varying) else o for o in operands]
+    pieces = as_pieces(operands)
     return [OwnSlope(step, [*pieces, output], n) for n, output in enumerate(outputs)]
 
 

@@ -221,6 +221,11 @@ def piece_of(operand: Any) -> Piece:
     return Identity(None, operand.points, type(operand), operand)
 
 
+def as_pieces(operands: Sequence) -> list:
+    """Operands, those that vary as functions of their roots."""
+    return [piece_of(o) if isinstance(o, Varying) else o for o in operands]
+
+
 def shape_of(operand: Any) -> tuple[int, ...]:
     """The shape of a fixed array, a varying value or a variable."""
     if isinstance(operand, Piece):

@@ -26,6 +26,7 @@ from jaxlift._interpret import Step, lazy, unsupported
 from jaxlift._pieces import (
     Given,
     Piece,
+    as_pieces,
     like,
     once,
     piece_of,
@@ -312,11 +313,7 @@ def broadcast(pair: Pair, shape: Sequence[int]) -> Pair:
 
 def extend(step: Step, operands: Sequence) -> Piece:
     """One more step of an activation."""
-    return Extension(step, _as_pieces(operands))
-
-
-def _as_pieces(operands: Sequence) -> list:
-    return [piece_of(o) if isinstance(o, Varying) else o for o in operands]
+    return Extension(step, as_pieces(operands))
 
 
 class Extension(Piece):
@@ -451,7 +448,7 @@ def select(step: Step, predicate: Any, *cases: Any) -> Varying:
     """
     shapes = {shape_of(o) for o in (predicate, *cases) if isinstance(o, Varying)}
     if one_root((predicate, *cases)) and shapes == {step.out_shape}:
-        return Selection(step, _as_pieces((predicate, *cases)))
+        return Selection(step, as_pieces((predicate, *cases)))
     predicate, settled = settle(predicate), [settle(case) for case in cases]
     if not isinstance(predicate, Pair):
         return linear(step, predicate, *settled, indices=(0,))
