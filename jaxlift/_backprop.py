@@ -71,9 +71,8 @@ def relu_backward(derivative: bool) -> Callable:
 def _is_relu(eqn: core.JaxprEqn) -> bool:
     """Whether a call consists of one `max` with 0."""
     if eqn.primitive is P.max_p:
-        return any(
-            isinstance(a, core.Literal) and not np.any(a.val) for a in eqn.invars
-        )
+        literals = (a.val for a in eqn.invars if isinstance(a, core.Literal))
+        return any(not np.any(value) for value in literals)
     bodies = [_compat.open_jaxpr(b)[0] for b in core.jaxprs_in_params(eqn.params)]
     return len(bodies) == 1 and len(bodies[0].eqns) == 1 and _is_relu(bodies[0].eqns[0])
 

@@ -155,36 +155,33 @@ def _slope(step: Any, piece: Piece, k: int) -> Slope:
 def _own_derivative(step: Step, operands: Sequence) -> list:
     """The same where it is not elementwise: a branch on the whole input."""
     kind = kind_of(operands)
+    rs = step.bind(*map(at_reference, operands))
+    kinds = [Pair if is_discrete(r) else kind for r in rs]
     players = [
         k for k, o in enumerate(operands) if isinstance(o, Pair) and o.carrier is None
     ]
     references = [operands[k].r for k in players]
-    rs = step.bind(*map(at_reference, operands))
 
     def filled(moving):
         pairs = map(kind.joined, moving, references)
         at = dict(zip(players, pairs, strict=True))
         return [at.get(k, o) for k, o in enumerate(operands)]
 
-    def parted(outputs):
-        return [(Pair if is_discrete(o.r) else kind).moving(o) for o in outputs]
-
     def own(moving):
         xs = step.bind(*map(at_input, filled(moving)))
-        return parted([Pair(x, r) for x, r in zip(xs, rs, strict=True)])
+        rows = zip(kinds, xs, rs, strict=True)
+        return [kind.moving(Pair(x, r)) for kind, x, r in rows]
 
     def body(moving):
-        return parted(
-            map(pair_of, _walk(step.context, step.params["call_jaxpr"], filled(moving)))
-        )
+        outputs = _walk(step.context, step.params["call_jaxpr"], filled(moving))
+        rows = zip(kinds, outputs, strict=True)
+        return [kind.moving(pair_of(output)) for kind, output in rows]
 
     points = [(x, operands[k].r) for k in players for x in operands[k].points]
     same = functools.reduce(jnp.logical_and, [jnp.all(x == r) for x, r in points])
     found = lax.cond(same, own, body, [kind.moving(operands[k]) for k in players])
-    return [
-        (Pair if is_discrete(r) else kind).joined(moving, r)
-        for moving, r in zip(found, rs, strict=True)
-    ]
+    rows = zip(kinds, found, rs, strict=True)
+    return [kind.joined(moving, r) for kind, moving, r in rows]
 
 
 def remat(step: Step, *operands: Any) -> list:

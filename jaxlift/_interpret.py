@@ -145,7 +145,8 @@ class Context:
     differentiated by them; `found` collects the tagged values. `origins` remembers
     how values came about, for rules that recognise a form of several equations
     (softmax): the innermost equation, of values of this walk alone, so that no form is
-    recognised across the border of a scan or a remat.
+    recognised across the border of a scan or a remat. A walk of such a body `is_inner`:
+    what becomes of its outputs is not known to it.
     """
 
     def __init__(

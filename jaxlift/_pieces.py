@@ -62,7 +62,7 @@ class Piece(Varying):
         """The operands that vary."""
         return [operand for operand in self.operands if isinstance(operand, Piece)]
 
-    def parts(self, known: Callable[[Piece], bool]) -> Iterator[Piece]:
+    def pending(self, known: Callable[[Piece], bool]) -> Iterator[Piece]:
         """What it is made of and is not known, and itself, operands first.
 
         Without recursion: there are activations of a thousand steps.
@@ -81,7 +81,7 @@ class Piece(Varying):
     @property
     def values(self) -> Sequence[Array]:
         """The function at each of the points."""
-        for piece in self.parts(lambda piece: "_values" in vars(piece)):
+        for piece in self.pending(lambda piece: "_values" in vars(piece)):
             piece._values = [piece.value(piece.at(n)) for n in range(len(piece.points))]
         return self._values
 
@@ -104,7 +104,7 @@ class Piece(Varying):
 
     def slope(self, k: int) -> Slope:
         """Its divided difference over the root's interval `k`."""
-        for piece in self.parts(lambda piece: piece.jumps or k in piece.slopes):
+        for piece in self.pending(lambda piece: piece.jumps or k in piece.slopes):
             piece.slopes[k] = piece.difference(k)
         if self.jumps and k not in self.slopes:
             self.slopes[k] = self.quotient(k)
@@ -146,8 +146,8 @@ class Piece(Varying):
     @functools.cached_property
     def pair(self) -> Pair:
         """This function as a pair."""
-        trace = once if self.order else _directly
-        value, reference, weights = trace(_closing, None, [self])
+        found = once(_closing, None, [self]) if self.order else _closing(None, self)
+        value, reference, weights = found
         return self.root.close(self, value, reference, weights)
 
 
@@ -247,16 +247,12 @@ def once(function: Callable, step: Any, operands: Sequence) -> Any:
     form, arrays = _form(step, operands)
     repeats = all(made.repeats for made, *_ in form.nodes)
     if not repeats or len(form.nodes) > LONGEST:
-        return _directly(function, step, operands)
+        return function(step, *operands)
     return _traced(function, form, arrays)
 
 
 LONGEST = 64
-"""Of what has more parts than that, each use would repeat too much."""
-
-
-def _directly(function: Callable, step: Any, operands: Sequence) -> Any:
-    return function(step, *operands)
+"""Of what has more pieces than that, each use would repeat too much."""
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
@@ -301,7 +297,7 @@ def _form(step: Any, operands: Sequence) -> tuple[_Form, list[Array]]:
 
     def refer(operand):
         if isinstance(operand, Piece):
-            for piece in operand.parts(lambda piece: identifier(piece) in places):
+            for piece in operand.pending(lambda piece: identifier(piece) in places):
                 references = [refer(o) for o in piece.operands]
                 node = type(piece), piece.static
                 keys.append((*node, _key(piece.step), *map(_named, references)))

@@ -38,7 +38,7 @@ class _Shifted:
 
     c: float
     axes: tuple
-    which: int = 0
+    which: object = None
     power: bool = False
     pure: bool = False
 
@@ -84,17 +84,25 @@ def is_independent(frames: Sequence[tuple]) -> tuple[bool, bool]:
     return not any(map(_depends, outputs)), walk.shifts_exponents
 
 
-def _all_axes(eqn: core.JaxprEqn) -> tuple:
-    shape = eqn.outvars[0].aval.shape  # pyright: ignore[reportAttributeAccessIssue]
+def _all_axes(eqn: Any) -> tuple:
+    shape = eqn.outvars[0].aval.shape
     return tuple(k if size > 1 else None for k, size in enumerate(shape))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Constant:
+    """The name of integers that are known: what they are."""
+
+    content: bytes
+    dtype: str
+    shape: tuple[int, ...]
+
+
 def _name_of_constant(value: Any) -> Any:
-    """Of integers what they are, of other values that they are these."""
     if isinstance(value, Tracer) or not is_discrete(value):
         return "constant", id(value)
     array = np.asarray(value)
-    return array.tobytes(), str(array.dtype), array.shape
+    return _Constant(array.tobytes(), str(array.dtype), array.shape)
 
 
 _NOTHING: Mapping = types.MappingProxyType({})
@@ -116,6 +124,7 @@ class _Walk:
         known: Mapping[int, list] = _NOTHING,
     ) -> list:
         """The states of a jaxpr's outputs, those of some of its equations given."""
+        call = object()  # a body that is called twice has other values each time
 
         def read(atom):
             if isinstance(atom, core.Literal):
@@ -124,15 +133,17 @@ class _Walk:
 
         def name(atom):
             if isinstance(atom, core.Literal):
-                return np.asarray(atom.val).tobytes(), str(atom.aval)
-            return names.get(atom, atom)
+                return _name_of_constant(atom.val)
+            return names.get(atom, (call, atom))
 
         for eqn in jaxpr.eqns:
-            inputs, called = map(read, eqn.invars), map(name, eqn.invars)
-            outputs = known.get(id(eqn)) or self.outputs(eqn, [*inputs], [*called])
+            inputs = [read(atom) for atom in eqn.invars]
+            called = [name(atom) for atom in eqn.invars]
+            outputs = known.get(id(eqn)) or self.outputs(eqn, inputs, called)
             states |= {v: o for v, o in zip(eqn.outvars, outputs, strict=True) if o}
             if len(outputs) == 1 and is_discrete(eqn.outvars[0].aval):
-                names[eqn.outvars[0]] = self.name(eqn, [*map(name, eqn.invars)])
+                made = self.name(eqn, called)
+                names |= {} if made is None else {eqn.outvars[0]: made}
         return [read(atom) for atom in jaxpr.outvars]
 
     def outputs(self, eqn: core.JaxprEqn, inputs: list, names: list) -> list:
@@ -157,7 +168,7 @@ class _Walk:
         return [state if _depends(state) and state.c else None]
 
     def name(self, eqn: core.JaxprEqn, names: list) -> Any:
-        """What is equal for equal integers: how they are made of others."""
+        """What is equal for equal integers: how they are made of others, if known."""
         if eqn.primitive is P.select_n_p and len(names) == 3:
             # x[i] counts negative indices from the end, segment_sum takes them as they
             # are: the same indices. The test for them may be a constant, False.
@@ -165,13 +176,13 @@ class _Walk:
             made = self.made[predicate] if isinstance(predicate, int) else ()
             if made[:3:2] == (P.lt_p, index):
                 return index
-            if isinstance(predicate, tuple) and not any(predicate[0]):
+            if isinstance(predicate, _Constant) and not any(predicate.content):
                 return index
         made = eqn.primitive, tuple(sorted(eqn.params.items())), *names
         try:
             found = self.names.setdefault(made, len(self.made))
         except TypeError:  # a parameter that cannot be compared
-            return eqn.outvars[0]
+            return None
         if found == len(self.made):
             self.made.append(made)
         return found
@@ -281,7 +292,7 @@ def _another(eqn: Any, state: _Shifted) -> _Shifted:
     """Another shift, made of a pure one, of as many axes as it has."""
     if not state.pure or state.c != 1:
         return _refuse()
-    return _Shifted(1, _all_axes(eqn), id(eqn.outvars[0]), pure=True)
+    return _Shifted(1, _all_axes(eqn), which=object(), pure=True)
 
 
 def _larger(eqn: Any, u: _State, v: _State) -> _State:

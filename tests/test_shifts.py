@@ -73,6 +73,9 @@ DEPENDENT = {
         lambda x, m: (powers(x, m).T @ V) / powers(x, m).sum(), rows),
     "two shifts": (
         lambda x, m: jnp.exp(x - jnp.maximum(m, 8)) / jnp.exp(x - m).sum(), largest),
+    "one call, two shifts": (
+        lambda x, m: jnp.exp(x - jnp.clip(m, 0)) / jnp.exp(x - jnp.clip(m, 8)).sum(),
+        largest),
     "elementwise shift": (
         lambda x, m: jnp.exp(x - jnp.maximum(m, V))
         / jnp.exp(x - jnp.maximum(m, V)).sum(1, keepdims=True), rows),
