@@ -40,6 +40,7 @@ from jaxlift._values import (
     is_discrete,
     narrow,
     scale,
+    secant,
     stopped,
 )
 
@@ -117,46 +118,30 @@ class Split(Pair):
         return self.value, self.r, self.r + pos, self.r + neg
 
     @staticmethod
-    def weights(piece: Piece) -> tuple[Slope, Slope]:
+    def weights(piece: Piece) -> Slope | tuple[Slope, Slope]:
         """The Shapley values of the two parts per unit of each (paper, section 3.5.3).
 
         `m_pos = ½ [D(r+p, r) + D(r+p+n, r+n)]`,
         `m_neg = ½ [D(r+n, r) + D(r+p+n, r+p)]`:
 
-        means over the two orders in which the parts may move, `up` or `down` first.
+        means over the two orders in which the parts may move, `up` or `down` first. Of
+        an affine function all four are one.
         """
-        return _over_orders(piece)
+        affine = piece.order == 0 and not piece.jumps
+        return piece.slope(0) if affine else _over_orders(piece)
 
-    def close(
-        self, piece: Piece, value: Array, reference: Array, slopes: tuple
-    ) -> Pair:
+    def term(self, weights: Slope | tuple[Slope, Slope]) -> tuple[Callable, Any, Split]:
+        """What a function with these `weights` takes of this split, for `secant`."""
+        return turned if isinstance(weights, tuple) else scale, weights, self
+
+    def close(self, piece: Piece, value: Array, reference: Array, weights: Any) -> Pair:
         """An activation: each part with its Shapley value."""
-        up, down = slopes
-        if is_discrete(value):
-            carrier = jnp.asarray(value, self.pos.dtype)
-            weights = Partial(_weighted_sum, up, down)
-            return Pair(
-                value, reference, attach(carrier, weights, (self.pos, self.neg))
-            )
-        up, down = narrow(up, value), narrow(down, value)
-        if {"increasing", "total"} <= piece.traits or isinstance(up, float) and up >= 0:
-            parts = scale(up, self.pos), scale(down, self.neg)
-            return Split(value, reference, *(v.astype(value.dtype) for v in parts))
-        impacts = [  # an infinite slope (sqrt at 0) of what did not move: none
-            jnp.where(part == 0, 0, slope * part)
-            for slope, part in zip((up, down), self.parts, strict=True)
-        ]
-
-        def part(sign, *those):
-            """Of the impacts and of the slopes those that belong to one part."""
-            size = add(*(sign(impact, 0).astype(value.dtype) for impact in impacts))
-            tangent_map = Partial(_sum_of_those, (up, down), those)
-            return attach(size, tangent_map, (self.pos, self.neg))
-
-        rises, falls = jnp.greater_equal(up, 0), jnp.less(down, 0)
-        pos = part(jnp.maximum, rises, falls)
-        neg = part(jnp.minimum, ~rises, ~falls)
-        return Split(value, reference, pos, neg)
+        rises = {"increasing", "total"} <= piece.traits
+        if is_discrete(value) or not (rises and isinstance(weights, tuple)):
+            return secant(value, reference, self.term(weights))
+        parts = zip(weights, (self.pos, self.neg), strict=True)
+        parts = (scale(narrow(w, value), part) for w, part in parts)
+        return Split(value, reference, *(part.astype(value.dtype) for part in parts))
 
     @staticmethod
     def moving(pair: Pair) -> tuple[Array, ...]:
@@ -176,14 +161,11 @@ class Split(Pair):
         if is_discrete(value) or any(
             jnp.iscomplexobj(leaf) for _, w, _ in terms for leaf in jax.tree.leaves(w)
         ):
-            return Pair.secant(value, reference, terms)
-        sides = [(_one_side(m, w), cls.of(operand)) for m, w, operand in terms]
-
-        def side(own, other):
-            parts = (m(getattr(s, own), getattr(s, other)) for m, s in sides)
-            return add(*parts).astype(value.dtype)
-
-        return cls(value, reference, side("pos", "neg"), side("neg", "pos"))
+            rows = [row for term in terms for row in _rows(*term)]
+            return Pair.secant(value, reference, rows)
+        sides = (_both_sides(m, w, cls.of(operand)) for m, w, operand in terms)
+        pos, neg = (add(*side).astype(value.dtype) for side in zip(*sides, strict=True))
+        return cls(value, reference, pos, neg)
 
     @classmethod
     def linear(cls, step: Step, operands: Sequence, indices: Sequence[int]) -> Any:
@@ -233,8 +215,6 @@ def _over_orders(piece: Piece) -> tuple[Slope, Slope]:
     from all that it consists of.
     """
     up, up_last, down, down_last = map(piece.best_slope, range(4))
-    if isinstance(up, float):
-        return up, down
     if "total" in piece.traits:
         # Hidden, or XLA would divide by multiplying.
         two = lax.optimization_barrier(jnp.asarray(2, jnp.result_type(up)))
@@ -269,28 +249,50 @@ def _within(absent: Array, present: Array) -> Array:
     return jnp.clip(absent, -most, most)
 
 
-def _weighted_sum(up: Slope, down: Slope, *tangents: Array) -> Array:
-    return up * tangents[0] + down * tangents[1]
+def _rows(linear_map: Callable, weight: Any, operand: Any) -> list[tuple]:
+    """A term for a value without parts: each part of a split is one of its own."""
+    if linear_map is not turned:
+        return [(linear_map, weight, operand)]
+    parts = (Pair(part, operand.r) for part in (operand.pos, operand.neg))
+    return [(scale, w, part) for w, part in zip(weight, parts, strict=True)]
 
 
-def _sum_of_those(slopes: tuple, those: tuple, *tangents: Array) -> Array:
-    rows = zip(slopes, those, tangents, strict=True)
-    return add(*(slope * jnp.where(this, t, 0) for slope, this, t in rows))
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def turned(weights: tuple[Slope, Slope], pos: Array, neg: Array) -> tuple[Array, Array]:
+    """Two parts, each times a weight of its own: what goes up and what goes down.
 
-
-def _one_side(linear_map: Callable, weight: Any) -> Callable:
-    """What of a term arrives on one side: `M+` of its own part, `M-` of the other one.
-
-    Either side of a weight is made once, and of a factor nothing but its sign: the way
-    back keeps what it is made of.
+    A part stays what it is with a positive weight, with a negative one it is turned. Of
+    the weights nothing but themselves is kept for the way back.
     """
+    (up, down), (turn_up, turn_down) = (
+        [sign(w, 0) for w in weights] for sign in (jnp.maximum, jnp.minimum)
+    )
+    return up * pos + turn_down * neg, down * neg + turn_up * pos
+
+
+def _both_sides(linear_map: Callable, weight: Any, split: Split) -> tuple[Array, Array]:
+    """What of a term goes up and what goes down: `M+` of a part stays, `M-` crosses.
+
+    Of a factor nothing but its sign is made: the way back keeps what it is made of.
+    """
+    parts = split.pos, split.neg
+    if linear_map is turned:
+        # An infinite slope (sqrt at 0) of what did not move: no impact.
+        sizes = split.parts
+        there = (jnp.where(p == 0, 0, w) for w, p in zip(weight, sizes, strict=True))
+        return attach(turned(tuple(there), *sizes), Partial(turned, weight), parts)
     if linear_map is scale:  # whose weight has the shape of the tangent
+        if isinstance(weight, float) and weight >= 0:
+            return scale(weight, split.pos), scale(weight, split.neg)
         stays = weight >= 0
-        return lambda own, other: scale(weight, jnp.where(stays, own, other))
+        pos, neg = (jnp.where(stays, *those) for those in (parts, parts[::-1]))
+        return scale(weight, pos), scale(weight, neg)
     kept, crossing = _at_least_0(weight), _at_most_0(weight)
+    pos, neg = (linear_map(kept, part) for part in parts)
     if not _has_sign(weight):
-        return lambda own, other: linear_map(kept, own)
-    return lambda own, other: linear_map(kept, own) + linear_map(crossing, other)
+        return pos, neg
+    pos_turned, neg_turned = (linear_map(crossing, part) for part in parts)
+    return pos + neg_turned, neg + pos_turned
 
 
 def _at_least_0(weight: Any) -> Any:

@@ -406,32 +406,38 @@ def _compare(step: Step, u: Any, v: Any) -> Piece:
 
 
 def _players(step: Step, operands: Sequence) -> Pair:
-    """A step of several pairs; an activation of a plain pair passes on to its root."""
+    """A step of several pairs; an activation passes its multipliers on to its root."""
     operands = [_to_root(operand) for operand in operands]
     value, reference, weights = once(_shares, step, operands)
     roots = [operand.root for operand in operands if isinstance(operand, Piece)]
-    terms = [(scale, w, root) for w, root in zip(weights, roots, strict=True)]
+    terms = (root.term(w) for root, w in zip(roots, weights, strict=True))
     return secant(value, reference, *terms)
 
 
 def _shares(step: Step, *operands: Any) -> tuple:
-    """The values of a step of several pairs, and the multiplier of each."""
+    """The values of a step of several pairs, and the multipliers of each."""
     players = [k for k, o in enumerate(operands) if isinstance(o, Piece)]
     xs, rs = (
         [o.values[n] if isinstance(o, Piece) else o for o in operands] for n in (0, 1)
     )
     a, b = ([_wide(v) for v in side] for side in (xs, rs))
-    weights = [
-        scale(operands[k].best_slope(0), shapley(step, k, a, b, players))
-        for k in players
-    ]
-    return step.bind(*xs), step.bind(*rs), weights
+
+    def share(k):
+        slope, piece = shapley(step, k, a, b, players), operands[k]
+        return jax.tree.map(functools.partial(scale, slope), piece.root.weights(piece))
+
+    return step.bind(*xs), step.bind(*rs), [share(k) for k in players]
 
 
 def _to_root(operand: Any) -> Any:
-    if isinstance(operand, Piece) and type(operand.root) is Pair:
-        return operand
-    operand = settle(operand)
+    """An activation as it is, a pair as the function that returns it.
+
+    A discrete one of several parts is a value without parts, whose carrier moves.
+    """
+    if isinstance(operand, Piece):
+        if not is_discrete(operand.aval) or type(operand.root) is Pair:
+            return operand
+        operand = operand.pair
     return piece_of(operand) if isinstance(operand, Pair) else operand
 
 

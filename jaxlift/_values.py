@@ -138,12 +138,16 @@ class Pair(Varying):
         """What `close` has to know of the slopes of a function of such a pair."""
         return narrow(piece.best_slope(0), piece.values[0])
 
+    def term(self, weights: Any) -> tuple[Callable, Any, Pair]:
+        """What a function with these `weights` takes of this pair, for `secant`."""
+        return scale, weights, self
+
     def close(self, piece: Any, value: Array, reference: Array, slope: Any) -> Pair:
         """A function of this pair as a pair, by its values and its `weights`."""
         whole = jnp.ndim(slope) > 0 and jnp.shape(slope) == jnp.shape(value)
         if whole and not is_discrete(value):
             value = after(slope, value)
-        return secant(value, reference, (scale, slope, self))
+        return secant(value, reference, self.term(slope))
 
     @classmethod
     def of(cls, pair: Pair) -> Pair:
