@@ -39,7 +39,7 @@ def _shares(hits):
     return hits / jnp.where(count == 0, 1, count)
 
 
-@functools.partial(jax.jit, static_argnames="shares", inline=True)
+@functools.partial(jax.jit, static_argnames="shares")
 def _extremum_weights(x, r, shares: Callable) -> Any:
     """Multipliers of the maximum over the last axis."""
     y, y0 = x.max(-1, keepdims=True), r.max(-1, keepdims=True)

@@ -255,7 +255,7 @@ LONGEST = 64
 """Of what has more pieces than that, each use would repeat too much."""
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _traced(function: Callable, form: _Form, arrays: Sequence[Array]) -> Any:
     return function(form.step, *form.operands(arrays))
 

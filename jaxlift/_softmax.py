@@ -136,7 +136,7 @@ class _LogSumExp:
         return after(slope, value), reference, slope * left, (-self.weights, slope)
 
 
-@functools.partial(jax.jit, static_argnames=("method", "axes"), inline=True)
+@functools.partial(jax.jit, static_argnames=("method", "axes"))
 def _traced(method: Callable, x: Any, r: Any, factors: Any, axes: Sequence[int]):
     return method(_LogSumExp(wide(x), wide(r), factors, axes))
 
