@@ -8,6 +8,7 @@ from jaxlift import (
     _backprop,
     _compat,
     _control,
+    _convolution,
     _custom,
     _extrema,
     _linalg,
@@ -33,7 +34,6 @@ _PATH = existing(
     "reduce_prod", "cumprod", "cumlogsumexp", "cholesky", "eig", "lu", "qr", "triangular_solve",
     "tridiagonal_solve", "scatter_mul", "random_gamma",
 )
-_PRODUCTS = existing("dot_general", "conv_general_dilated")
 _ELEMENTWISE = {*DIFFERENCES, *STEPS}
 
 STRUCTURE = {
@@ -54,7 +54,10 @@ RESCALE = table(
     dict.fromkeys(_PATH, _rules.path),
     dict.fromkeys(_ELEMENTWISE, _rules.elementwise),
     dict.fromkeys(_LINEAR, linear),
-    dict.fromkeys(_PRODUCTS, _rules.bilinear),
+    {
+        P.dot_general_p:          _rules.bilinear,
+        P.conv_general_dilated_p: _convolution.channels_last(_rules.bilinear),
+    },
     dict.fromkeys(existing("reduce_max", "reduce_or"), _extrema.extremum(+1)),
     dict.fromkeys(existing("reduce_min", "reduce_and"), _extrema.extremum(-1)),
     {
@@ -81,11 +84,19 @@ RESCALE = table(
 )
 """Rescale (Shrikumar et al. 2017, section 3.5.2), extended to every primitive."""
 
-REVEAL_CANCEL = table(RESCALE, dict.fromkeys(_PRODUCTS, _reveal_cancel.opening))
+REVEAL_CANCEL = table(
+    RESCALE,
+    {
+        P.dot_general_p:          _reveal_cancel.opening,
+        P.conv_general_dilated_p: _convolution.channels_last(_reveal_cancel.opening),
+    },
+)
 """RevealCancel: products with fixed weights keep what pushes up apart from what pushes
 down (Shrikumar et al. 2017, section 3.5.3)."""
 
-GENOMICS_DEFAULT = table(REVEAL_CANCEL, {P.conv_general_dilated_p: _rules.bilinear})
+GENOMICS_DEFAULT = table(
+    REVEAL_CANCEL, {P.conv_general_dilated_p: RESCALE[P.conv_general_dilated_p]}
+)
 """The original implementation's default for genomics: Rescale after convolutions,
 RevealCancel after dense layers."""
 
