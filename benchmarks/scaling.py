@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-from networks import MLP, BpNet, Network, build, network
+from networks import MLP, NAMES, BpNet, Network, build, network
 from timing import (
     compile_seconds,
     interleaved,
@@ -31,6 +31,7 @@ LENGTHS = (250, 500, 1000, 2000, 4000)
 DEVICES = (1, 2, 4, 8)
 STREAMED = (8, 32, 128, 512)
 CHUNK = 8
+CHUNKS = (16, 8, 4, 1)
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute")
 
@@ -167,6 +168,23 @@ def over_streamed(rounds: int) -> Iterator[dict[str, Any]]:
         }
 
 
+def over_chunks(rounds: int) -> Iterator[dict[str, Any]]:
+    """A set of references, fewer and fewer of them in flight at once."""
+    for name in NAMES:
+        net = network(name)
+        references = net.rows(max(CHUNKS), seed=2)
+        for size in CHUNKS:
+            yield compare(
+                net,
+                reference_set(net, size),
+                references,
+                rounds,
+                len(references),
+                network=name,
+                batch_size=size,
+            )
+
+
 AXES = {
     "batch": over_batch,
     "references": over_references,
@@ -174,7 +192,12 @@ AXES = {
     "length": over_length,
     "devices": over_devices,
     "memory": over_streamed,
+    "chunks": over_chunks,
 }
+
+
+def text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value or "-")
 
 
 def main() -> None:
@@ -191,10 +214,7 @@ def main() -> None:
     for axis in options.axes:
         print(f"\n{axis}: {AXES[axis].__doc__}")
         for row in AXES[axis](options.rounds):
-            cells = (
-                f"{key} {value:.4g}" if value is not None else f"{key} -"
-                for key, value in row.items()
-            )
+            cells = (f"{key} {text(value)}" for key, value in row.items())
             print("  ", ", ".join(cells), flush=True)
             rows.append({"axis": axis, **row})
     if options.json:
