@@ -31,7 +31,8 @@ class Piece(Varying):
 
     It is a `step` of `operands`, pieces and fixed arrays. `difference(k)` is its
     divided difference over the root's interval `k`. `order` is 0 for an affine
-    function, 1 for one non-linear primitive of such, 2 for what is composed of several.
+    function, 1 for one non-linear primitive of such or a step of anything, 2 for what
+    is composed of several.
     `traits` is what is known of it: `"total"`, finite with its slopes at every number
     that is not huge, `"increasing"`. If it `jumps` (a comparison, a rounding; what is
     discrete does) its slope is the quotient of its values, which are exact.
@@ -129,9 +130,7 @@ class Piece(Varying):
         if self.order < 2 or is_discrete(self.aval):
             return slope
         i, j = self.root.intervals[k]
-        a, b, fa, fb = (v[n] for v in (self.points, self.values) for n in (i, j))
-        if fa.dtype != wide(fa).dtype or a.dtype != wide(a).dtype:
-            return slope
+        a, b, fa, fb = (wide(v[n]) for v in (self.points, self.values) for n in (i, j))
 
         # By halves: the difference of huge opposite values is finite.
         run, rise = 0.5 * a - 0.5 * b, 0.5 * fa - 0.5 * fb
@@ -183,7 +182,7 @@ class Given(Piece):
     """A step function known by its values, the operands after the root's identity."""
 
     def __init__(self, step: Any, operands: Sequence):
-        super().__init__(step, operands, 0, jumps=True)
+        super().__init__(step, operands, 1, jumps=True)
         self._values = operands[1:]
 
     @property

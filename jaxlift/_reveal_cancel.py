@@ -27,6 +27,7 @@ from jax.extend.core import primitives as P
 from jax.tree_util import Partial
 
 from jaxlift._compat import existing
+from jaxlift._differences import wide
 from jaxlift._interpret import Step
 from jaxlift._pieces import Piece
 from jaxlift._rules import bilinear, on_floats
@@ -113,9 +114,18 @@ class Split(Pair):
 
     @property
     def points(self) -> tuple[Array, ...]:
-        """The input, the reference, and the reference moved by either part."""
-        pos, neg = self.parts
-        return self.value, self.r, self.r + pos, self.r + neg
+        """The input, the reference, and the reference moved by either part.
+
+        The latter from the end that is nearer, where rounding is the smaller.
+        """
+        (pos, neg), x, r = self.parts, self.value, self.r
+        rises = pos >= -neg
+        return (
+            x,
+            r,
+            jnp.where(rises, x - neg, r + pos),
+            jnp.where(rises, r + neg, x - pos),
+        )
 
     @staticmethod
     def weights(piece: Piece) -> Slope | tuple[Slope, Slope]:
@@ -127,8 +137,7 @@ class Split(Pair):
         means over the two orders in which the parts may move, `up` or `down` first. Of
         an affine function all four are one.
         """
-        affine = piece.order == 0 and not piece.jumps
-        return piece.slope(0) if affine else _over_orders(piece)
+        return _over_orders(piece) if piece.order else piece.slope(0)
 
     def term(self, weights: Slope | tuple[Slope, Slope]) -> tuple[Callable, Any, Split]:
         """What a function with these `weights` takes of this split, for `secant`."""
@@ -217,36 +226,36 @@ def _over_orders(piece: Piece) -> tuple[Slope, Slope]:
     up, up_last, down, down_last = map(piece.best_slope, range(4))
     if "total" in piece.traits:
         # Hidden, or XLA would divide by multiplying.
-        two = lax.optimization_barrier(jnp.asarray(2, jnp.result_type(up)))
-        return (up + up_last) / two, (down + down_last) / two
-    ways = [(up, down_last), (up_last, down), (piece.best_slope(4),) * 2]
-    defined = [jnp.isfinite(sum(way)) for way in ways[:2]]
-    defined.append(~(defined[0] | defined[1]))
-    count = sum(ok.astype(jnp.result_type(up)) for ok in defined)
-
-    def mean(slopes):
-        rows = zip(defined, slopes, strict=True)
-        return sum(jnp.where(ok, slope, 0) for ok, slope in rows) / count
-
-    up, down = map(mean, zip(*ways, strict=True))
-    _, r, risen, fallen, *_ = piece.points
-    no_pos, no_neg = risen == r, fallen == r
-    return (
-        jnp.where(no_pos & ~no_neg, _within(up, down), up),
-        jnp.where(no_neg & ~no_pos, _within(down, up), down),
-    )
+        count = lax.optimization_barrier(jnp.asarray(2, jnp.result_type(up)))
+        up, down = up + up_last, down + down_last
+    else:
+        ways = [(up, down_last), (up_last, down), (piece.best_slope(4),) * 2]
+        defined = [jnp.isfinite(sum(way)) for way in ways[:2]]
+        defined.append(~(defined[0] | defined[1]))
+        count = sum(ok.astype(jnp.result_type(up)) for ok in defined)
+        up, down = (
+            sum(jnp.where(ok, slope, 0) for ok, slope in zip(defined, way, strict=True))
+            for way in zip(*ways, strict=True)
+        )
+    most = _most(piece)
+    return jnp.clip(up, -most, most) / count, jnp.clip(down, -most, most) / count
 
 
-def _within(absent: Array, present: Array) -> Array:
-    """The multiplier of a part that is not there, not too large beside the other's.
+def _most(piece: Piece) -> Array:
+    """How large a multiplier may be where only one part is there: in terms of its own.
 
-    Next to a singularity (the logarithm of counts and a pseudocount, at no counts) it
-    may be 1e8 times as large. What it multiplies is nothing, but a sum and a difference
-    of both multipliers is what goes back through a product (see `opening`): rounding
-    would leave nothing of the smaller one.
+    That of the other part may be many times as large where a function saturates (from
+    -800 to 1 a relu has a slope of 1/801 up, and of 1/2 down) or next to a singularity
+    (the logarithm of counts and a pseudocount, at no counts). What it multiplies is
+    nothing, but a sum and a difference of both multipliers is what goes back through a
+    product (see `opening`): rounding would leave nothing of the smaller one.
     """
-    most = jnp.finfo(absent.dtype).eps ** -0.25 * abs(present)
-    return jnp.clip(absent, -most, most)
+    x, r, risen, fallen = map(wide, piece.points)
+    fx, fr = map(wide, piece.values[:2])
+    eps = jnp.finfo(fx.dtype).eps
+    rise = abs(fx - fr) + eps * (abs(fx) + abs(fr))  # more than rounding may hide
+    alone = ((risen == r) != (fallen == r)) & (x != r)
+    return jnp.where(alone, eps**-0.2 * rise, jnp.inf) / jnp.where(alone, abs(x - r), 1)
 
 
 def _rows(linear_map: Callable, weight: Any, operand: Any) -> list[tuple]:

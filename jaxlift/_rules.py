@@ -325,26 +325,50 @@ class Extension(Piece):
         order = max(piece.order for piece in pieces)
         affine = step.primitive in AFFINE and len(pieces) == 1
         affine = affine and not (step.primitive is P.div_p and self.players[0] > 0)
-        if not affine and step.primitive not in STEPS:
+        if not affine:
             order = 2 if order or len(pieces) > 1 else 1
+        jumps = step.primitive in STEPS
         known = {trait for trait, those in TRAITS.items() if step.primitive in those}
         power = step.primitive is P.integer_pow_p and step.params["y"] >= 0
         known |= {"total"} if affine or power else set()
         traits = frozenset(known).intersection(*(piece.traits for piece in pieces))
-        super().__init__(step, operands, order, traits, step.primitive in STEPS)
+        super().__init__(step, operands, 1 if jumps else order, traits, jumps)
 
     def difference(self, k: int) -> Slope:
         """The chain rule."""
         a, b = ([_wide(v) for v in self.at(n)] for n in self.root.intervals[k])
-        rows = (
-            (shapley(self.step, n, a, b, self.players), self.operands[n].slope(k))
-            for n in self.players
-        )
-        return add(*(scale(d, inner) for d, inner in rows))
+        rows = zip(in_turn(self.step, a, b, self.players), self.pieces, strict=True)
+        return add(*(scale(d, piece.slope(k)) for d, piece in rows))
 
 
 def _wide(value: Any) -> Any:
     return value if is_discrete(value) else wide(value)
+
+
+def in_turn(step: Step, a: Sequence, b: Sequence, players: Sequence[int]) -> list:
+    """The divided differences in operands that are all functions of one pair.
+
+    In whatever order they move from `b` to `a`, the sum is exact. Of two it is the
+    order whose value halfway is the smaller one: of a product or a quotient it is at
+    most the larger of the values at the ends, so nothing cancels but what cancels in
+    the function. (The mean over both orders of `e^x / (1 + e^x)` has terms like `e^x`.)
+    """
+    if len(players) != 2 or step.primitive in LINEAR | SUMS:
+        return [shapley(step, k, a, b, players) for k in players]
+    first, second = players
+
+    def halfway(moved):
+        return [a[k] if k == moved else v for k, v in enumerate(b)]
+
+    ahead, behind = halfway(first), halfway(second)
+    second_moves_first = abs(step.bind(*behind)) <= abs(step.bind(*ahead))
+    held = [
+        jnp.where(second_moves_first, u, v) for u, v in zip(behind, ahead, strict=True)
+    ]
+    return [
+        _partial(step, k, a[k], b[k], [v for n, v in enumerate(held) if n != k])
+        for k in (first, second)
+    ]
 
 
 def shapley(step: Step, player: int, a: Sequence, b: Sequence, players: Sequence[int]):

@@ -45,6 +45,15 @@ def test_saturation_and_threshold(rules):
         np.testing.assert_allclose(c, [expected], atol=1e-5)
 
 
+def test_a_step_of_parts_times_something_fixed_is_a_step():
+    w = jnp.array([[1.0], [-1.0]])
+    for step in (jnp.sign, jnp.floor, lambda z: (z > 1) * jnp.ones(1)):
+        f = lambda i, step=step: (step(i @ w) * jnp.array([3.0])).sum()
+        i, r = jnp.array([3.0, 0.5]), jnp.array([0.25, 2.5])
+        c = jaxlift.deeplift(f, rules=jaxlift.REVEAL_CANCEL)(i, r)
+        np.testing.assert_allclose(c.sum(), f(i) - f(r), rtol=1e-6)
+
+
 # Halfway `1 + z` is negative if the second input moves first; `1 - z^2` on both ways.
 ORDERS = {
     "both": (lambda z: jnp.sqrt(5 + z), lambda g, p, n: _two_orders(g, p, n)),
