@@ -90,16 +90,21 @@ class _LogSumExp:
         top = jnp.maximum(log_s, log_s0)
         top = jnp.where(top == -jnp.inf, 0, top)
         density = 1 / decay(gap(log_s, log_s0))
-        if factors is not None:  # of any sign, and so are the sums
-            s = self.point.sum * jnp.exp(own - top)
-            s0 = self.point0.sum * jnp.exp(own0 - top)
-            turned = jnp.sign(s) != jnp.sign(s0)
-            slope = (log_s - log_s0) / jnp.where(turned, s - s0, 1)
-            density = jnp.where(turned, slope, jnp.sign(s) * density)
-        self.unit, self.unit0 = (density * jnp.exp(v - top) for v in (own, own0))
-        # D_exp, of exponentials of one point each.
-        high, low = self.unit * self.point.terms, self.unit0 * self.point0.terms
-        self.weights = of_exp(high, low, x, r)
+        self.scales = [jnp.exp(v - top) for v in (own, own0)]
+        self.signed = factors is not None and not is_discrete(factors)
+        if self.signed:  # factors of any sign, and so are the sums
+            s, s0 = (p.sum * u for p, u in zip(points, self.scales, strict=True))
+            self.turned, self.rise = jnp.sign(s) != jnp.sign(s0), s - s0
+            slope = (log_s - log_s0) / jnp.where(self.turned, self.rise, 1)
+            density = jnp.where(self.turned, slope, jnp.sign(s) * density)
+        self.unit, self.unit0 = (density * u for u in self.scales)
+        self.weights = self._differences(self.unit, self.unit0)
+
+    def _differences(self, unit: Any, unit0: Any) -> Any:
+        """`D_exp` of the terms in these units, of exponentials of one point each."""
+        return of_exp(
+            unit * self.point.terms, unit0 * self.point0.terms, self.x, self.r
+        )
 
     def left_over(self) -> Any:
         """`1 - M_i` without cancellation.
@@ -129,11 +134,26 @@ class _LogSumExp:
 
     def softmax(self) -> tuple:
         """The values of `exp(log_softmax(operand))`, and the weights of `_step`."""
-        point, point0 = self.point, self.point0
-        value, reference = (p.powers / p.sum for p in (point, point0))
-        slope = of_exp(value, reference, point.log_p, point0.log_p)
-        left = after(slope, self.left_over())
-        return after(slope, value), reference, slope * left, (-self.weights, slope)
+        return self._softmax(self.point.powers, self.point0.powers)
+
+    def masked_softmax(self) -> tuple:
+        """The same times the factors."""
+        return self._softmax(self.point.terms, self.point0.terms)
+
+    def _softmax(self, powers: Any, powers0: Any) -> tuple:
+        value, reference = powers / self.point.sum, powers0 / self.point0.sum
+        slope = of_exp(value, reference, self.point.log_p, self.point0.log_p)
+        left, weights = self.left_over(), self.weights
+        if self.signed:
+            # No logarithm reaches over a sum of 0: there all that changes is put down
+            # to the sum, `dp_i / dS` for each unit of it.
+            of_sum = self._differences(*self.scales)
+            per_unit = (value - reference) / jnp.where(self.turned, self.rise, 1)
+            slope = jnp.where(self.turned, -per_unit, slope)
+            left = jnp.where(self.turned, -of_sum, left)
+            weights = jnp.where(self.turned, of_sum, weights)
+        left = after(slope, left)
+        return after(slope, value), reference, slope * left, (-weights, slope)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "axes"))
@@ -174,16 +194,16 @@ def _logsumexp(powers: Powers) -> Pair:
 
 
 def softmax_of(origins: Origins, numerator: Any, denominator: Any) -> Powers | None:
-    """`exp(s) / sum(exp(s))`, recognised."""
-    powers = sum_of_powers(origins, denominator)
-    if powers is None or powers.exponentials is not back(origins, numerator):
+    """`exp(s) / sum(exp(s))`, recognised, also with factors in both or in the sum."""
+    powers = sum_of_powers(origins, denominator, RESHAPES)
+    if powers is None or not powers.is_numerator(back(origins, numerator)):
         return None
     return powers if _aligned(origins, powers, denominator) else None
 
 
 def log_softmax_of(origins: Origins, left: Any, right: Any) -> Powers | None:
     """`s - log(sum(exp(s)))`, recognised."""
-    logarithm = _origin(origins, right, P.log_p)
+    logarithm = _origin(origins, right, P.log_p, RESHAPES)
     powers = logarithm and sum_of_powers(origins, logarithm.operands[0])
     if powers is None or powers.shifted is not left:
         return None
@@ -196,7 +216,9 @@ def softmax_or_divide(step: Step, numerator: Any, denominator: Any) -> Varying:
     powers = softmax_of(step.context, numerator, denominator)
     if powers is None:
         return elementwise(step, numerator, denominator)
-    return _step(_LogSumExp.softmax, powers, step.out_dtype)
+    bare = back(step.context, numerator) is powers.exponentials
+    method = _LogSumExp.softmax if bare else _LogSumExp.masked_softmax
+    return _step(method, powers, step.out_dtype)
 
 
 @lazy
@@ -257,15 +279,21 @@ def _is_maximum(origins: Origins, value: Any) -> bool:
 
 
 class Powers:
-    """`sum(factors * exponentials, axes)`, `exponentials = exp(operand - shift)`.
+    """`sum(terms, axes)`, `terms = factors * exponentials`, `exp(operand - shift)`.
 
     `factors` are fixed (logsumexp's `b`, the mask of a masked softmax), or None for 1.
     """
 
     def __init__(
-        self, origins: Origins, total: Origin, exponentials: Any, shifted: Any, factors
+        self,
+        origins: Origins,
+        total: Origin,
+        terms: Any,
+        exponentials: Any,
+        shifted: Any,
+        factors: Any,
     ):
-        self.total, self.axes = total, total.eqn.params["axes"]
+        self.total, self.axes, self.terms = total, total.eqn.params["axes"], terms
         self.size = math.prod(shape_of(total.value))
         self.exponentials, self.shifted, self.factors = exponentials, shifted, factors
         self.operand, self.shift = self.shifted, None
@@ -277,6 +305,10 @@ class Powers:
                 for axis in self.axes
             ):
                 self.operand, self.shift = operand, shift
+
+    def is_numerator(self, value: Any) -> bool:
+        """Whether a value is what the sum is of, with its factors or without."""
+        return value is self.exponentials or value is self.terms
 
 
 def _constant_along(origins: Origins, value: Any, axis: int, rank: int) -> bool:
@@ -291,16 +323,19 @@ def _constant_along(origins: Origins, value: Any, axis: int, rank: int) -> bool:
     )
 
 
-def sum_of_powers(origins: Origins, value: Any) -> Powers | None:
+def sum_of_powers(
+    origins: Origins, value: Any, through: Sequence = (*RESHAPES, P.abs_p)
+) -> Powers | None:
     """`sum(factors * exp(s), axes)` in any shape, recognised."""
-    total = _origin(origins, value, P.reduce_sum_p)
+    total = _origin(origins, value, P.reduce_sum_p, through)
     if total is None:
         return None
-    exponentials, factors = _factors(origins, back(origins, total.operands[0]))
+    terms = back(origins, total.operands[0])
+    exponentials, factors = _factors(origins, terms)
     origin = origins.origin(exponentials)
     if origin is None or origin.eqn.primitive is not P.exp_p:
         return None
-    return Powers(origins, total, exponentials, origin.operands[0], factors)
+    return Powers(origins, total, terms, exponentials, origin.operands[0], factors)
 
 
 def _aligned(origins: Origins, powers: Powers, value: Any) -> bool:
@@ -385,8 +420,8 @@ def _origin(
     origins: Origins,
     value: Any,
     primitive: core.Primitive,
-    through=(*RESHAPES, P.abs_p),
-):
+    through: Sequence,
+) -> Origin | None:
     origin = origins.origin(back(origins, value, through))
     return origin if origin and origin.eqn.primitive is primitive else None
 

@@ -1,0 +1,79 @@
+"""Softmax by hand: with a mask after the exponentials, with factors of any sign."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax, nn
+
+import jaxlift
+
+SEEN = np.array([[1, 1, 0, 1], [1, 0, 0, 1], [1, 1, 1, 0]])
+X = np.array([[0.0, 1, 10, 2], [3, -4, 0, 0], [-30, 2, 2, 60]], np.float32)
+R = np.array([[1.0, 0, 0, 0], [0, 40, 0, 1], [0, 0, 0.5, 9]], np.float32)
+WEIGHTS = np.arange(12.0).reshape(3, 4).astype("float32")
+
+
+def by_sum(terms):
+    return terms / terms.sum(-1, keepdims=True)
+
+
+def shifted(x):
+    return jnp.exp(x - x.max(-1, keepdims=True))
+
+
+MASKED = {
+    "product": lambda x, seen: by_sum(shifted(x) * seen),
+    "product with floats": lambda x, seen: by_sum(seen.astype(x.dtype) * shifted(x)),
+    "chosen": lambda x, seen: by_sum(jnp.where(seen > 0, shifted(x), 0)),
+    "stopped": lambda x, seen: by_sum(
+        jnp.exp(x - lax.stop_gradient(x.max(-1, keepdims=True))) * seen
+    ),
+    "no shift": lambda x, seen: by_sum(jnp.exp(x) * seen),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("form", MASKED)
+def test_a_mask_after_the_exponentials_is_one_before(form, compiled):
+    """What the mask hides dominates here, and plays no part."""
+    explain = jax.jit if compiled else lambda f: f
+
+    def contributions(softmax):
+        f = lambda x, seen: (WEIGHTS * softmax(x, seen)).sum()
+        return explain(jaxlift.deeplift(f))(X, jnp.asarray(SEEN), R)
+
+    found = contributions(MASKED[form])
+    expected = contributions(lambda x, seen: nn.softmax(x, where=seen > 0))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert (found[SEEN == 0] == 0).all()
+
+
+FACTORS = np.array([1.0, -2.0, 0.5])
+SIGNED = {
+    "below": lambda e: e / (FACTORS * e).sum(),
+    "in both": lambda e: by_sum(FACTORS * e),
+    "size": lambda e: e / abs((FACTORS * e).sum()),
+    "logarithm": lambda e: jnp.log(abs((FACTORS * e).sum())),
+    "less a size": lambda e: jnp.log(e) - abs(jnp.log((abs(FACTORS) * e).sum())),
+}
+
+
+@pytest.mark.parametrize("form", SIGNED)
+def test_factors_of_any_sign(form, x64):
+    f = lambda x: (SIGNED[form](jnp.exp(x)) * np.array([1.0, 3, -2])).sum()
+    for x, r in [
+        ([2.0, 0, 0], [0.0, 0, 0]),  # the sum changes its sign
+        ([0.0, 1, 0], [1.0, 0, -1]),  # and back
+        ([2.0, 0, 0], [3.0, 1, 2]),
+        ([0.0, 2, 0], [0.0, 3, -1]),  # both negative
+        ([0.1, 0.2, 0.3], [0.1, 0.2, 0.3]),
+    ]:
+        x, r = jnp.array(x), jnp.array(r)
+        y, y_reference, pullback = jaxlift.vjp(f, x, r)
+        np.testing.assert_allclose([y, y_reference], [f(x), f(r)], rtol=1e-12)
+        m = pullback(jnp.ones_like(y))
+        np.testing.assert_allclose((m * (x - r)).sum(), y - y_reference, atol=1e-12)
+    np.testing.assert_allclose(m, jax.grad(f)(x), rtol=1e-10)
