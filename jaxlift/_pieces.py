@@ -140,7 +140,7 @@ class Piece(Varying):
 
         moved = (run != 0) & (abs(run) < jnp.inf)
         far = moved & apart(a, b, run) & apart(fa, fb, rise)
-        return jnp.where(far, rise, slope) / jnp.where(far, run, 1)
+        return jnp.where(far, rise / jnp.where(far, run, 1), slope)
 
     @functools.cached_property
     def pair(self) -> Pair:
