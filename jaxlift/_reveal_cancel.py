@@ -40,6 +40,7 @@ from jaxlift._values import (
     attach,
     is_discrete,
     narrow,
+    number,
     scale,
     secant,
     stopped,
@@ -251,7 +252,7 @@ def _most(piece: Piece) -> Array:
     product (see `opening`): rounding would leave nothing of the smaller one.
     """
     x, r, risen, fallen = map(wide, piece.points)
-    fx, fr = map(wide, piece.values[:2])
+    fx, fr = (wide(number(v)) for v in piece.values[:2])
     eps = jnp.finfo(fx.dtype).eps
     rise = abs(fx - fr) + eps * (abs(fx) + abs(fr))  # more than rounding may hide
     alone = ((risen == r) != (fallen == r)) & (x != r)

@@ -47,7 +47,8 @@ def test_saturation_and_threshold(rules):
 
 def test_a_step_of_parts_times_something_fixed_is_a_step():
     w = jnp.array([[1.0], [-1.0]])
-    for step in (jnp.sign, jnp.floor, lambda z: (z > 1) * jnp.ones(1)):
+    whole = lambda z: z.astype(int) % 3
+    for step in (jnp.sign, jnp.floor, whole, lambda z: (z > 1) * jnp.ones(1)):
         f = lambda i, step=step: (step(i @ w) * jnp.array([3.0])).sum()
         i, r = jnp.array([3.0, 0.5]), jnp.array([0.25, 2.5])
         c = jaxlift.deeplift(f, rules=jaxlift.REVEAL_CANCEL)(i, r)
