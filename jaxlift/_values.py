@@ -93,6 +93,8 @@ class Pair(Varying):
 
     A boolean or integer cannot carry a tangent: its `carrier` does, the same number
     as a float (None otherwise). So `x` is the value and `source` what moves with it.
+    Carriers are of one dtype, the default float, whatever they came of: they meet each
+    other and the numbers of fixed values, in branches and loops that want one type.
     """
 
     intervals = ((0, 1),)
@@ -172,8 +174,8 @@ class Pair(Varying):
         sources = [operand.source for operand in operands]
         tangent_map = Partial(functools.partial(_total, maps), list(weights))
         if is_discrete(value):
-            carrier = jnp.asarray(value, sources[0].dtype)
-            return Pair(value, reference, attach(carrier, tangent_map, sources))
+            carrier = attach(number(value), tangent_map, sources)
+            return Pair(value, reference, carrier)
         return Pair(attach(value, tangent_map, sources), reference)
 
     @classmethod

@@ -186,6 +186,30 @@ def test_products_of_booleans_and_integers(name, table):
     assert contributions[0] == 0 or "both" in name
 
 
+def masked_by_a_branch(x):
+    fixed, varying = lambda x: jnp.ones(3, bool), lambda x: x > 1.5
+    return (x * lax.cond(jnp.asarray(True), varying, fixed, x)).sum()
+
+
+def masked_by_a_loop(x):
+    step = lambda mask, _: (x > 1.5, None)
+    return (x * lax.scan(step, jnp.ones(3, bool), None, length=2)[0]).sum()
+
+
+def masked_in_a_row(x):
+    mask = jnp.concatenate([x > 1.5, jnp.ones(3, bool)])
+    return (mask[::-1] * jnp.concatenate([x, x])).sum()
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("f", [masked_by_a_branch, masked_by_a_loop, masked_in_a_row])
+def test_masks_beside_fixed_ones(f, dtype, table, x64):
+    """Of inputs narrower than the default float."""
+    x, r = X.astype(dtype), R.astype(dtype)
+    assert complete(f, x, r, 1e-2, rules=getattr(jaxlift, table)).dtype == dtype
+
+
 def test_a_stopped_step_in_a_loop():
     def f(x):
         def step(h, x):
