@@ -36,6 +36,7 @@ from jaxlift._values import (
     at_reference,
     is_discrete,
     kind_of,
+    still,
     stopped,
 )
 
@@ -154,32 +155,28 @@ def _slope(step: Any, piece: Piece, k: int) -> Slope:
 
 def _own_derivative(step: Step, operands: Sequence) -> list:
     """The same where it is not elementwise: a branch on the whole input."""
-    kind = kind_of(operands)
     rs = step.bind(*map(at_reference, operands))
-    kinds = [Pair if is_discrete(r) else kind for r in rs]
-    players = [
-        k for k, o in enumerate(operands) if isinstance(o, Pair) and o.carrier is None
-    ]
-    references = [operands[k].r for k in players]
+    kinds = [Pair if is_discrete(r) else kind_of(operands) for r in rs]
+    players = {k: o for k, o in enumerate(operands) if isinstance(o, Pair)}
 
     def filled(moving):
-        pairs = map(kind.joined, moving, references)
-        at = dict(zip(players, pairs, strict=True))
+        rows = zip(players.items(), moving, strict=True)
+        at = {k: type(o).joined(moved, o.r) for (k, o), moved in rows}
         return [at.get(k, o) for k, o in enumerate(operands)]
 
     def own(moving):
         xs = step.bind(*map(at_input, filled(moving)))
         rows = zip(kinds, xs, rs, strict=True)
-        return [kind.moving(Pair(x, r)) for kind, x, r in rows]
+        return [kind.moving(still(x, r)) for kind, x, r in rows]
 
     def body(moving):
         outputs = _walk(step.context, step.params["call_jaxpr"], filled(moving))
         rows = zip(kinds, outputs, strict=True)
         return [kind.moving(pair_of(output)) for kind, output in rows]
 
-    points = [(x, operands[k].r) for k in players for x in operands[k].points]
+    points = [(x, o.r) for o in players.values() for x in o.points]
     same = functools.reduce(jnp.logical_and, [jnp.all(x == r) for x, r in points])
-    found = lax.cond(same, own, body, [kind.moving(operands[k]) for k in players])
+    found = lax.cond(same, own, body, [type(o).moving(o) for o in players.values()])
     rows = zip(kinds, found, rs, strict=True)
     return [kind.joined(moving, r) for kind, moving, r in rows]
 

@@ -159,13 +159,13 @@ class Pair(Varying):
     @staticmethod
     def moving(pair: Pair) -> tuple[Array, ...]:
         """What of a pair carries tangents, or goes with it."""
-        return (pair.x,)
+        return pair.x, pair.carrier
 
     @classmethod
     def joined(cls, moving: Sequence[Array], r: Array) -> Pair:
         """A pair of what `moving` returned, and its reference."""
-        (x,) = moving
-        return Pair(x, r, None)
+        x, carrier = moving
+        return Pair(x, r, carrier)
 
     @classmethod
     def secant(cls, value: Array, reference: Array, terms: Sequence[tuple]) -> Pair:

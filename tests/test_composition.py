@@ -210,6 +210,36 @@ def test_masks_beside_fixed_ones(f, dtype, table, x64):
     assert complete(f, x, r, 1e-2, rules=getattr(jaxlift, table)).dtype == dtype
 
 
+@jax.custom_jvp
+def total_and_mask(x, where):
+    return x.sum() * x, (x > 1.5) & where
+
+
+@total_and_mask.defjvp
+def _total_and_mask_jvp(primals, tangents):
+    x, _ = primals
+    total = jax.jvp(lambda x: x.sum() * x, (x,), tangents[:1])[1]
+    return total_and_mask(*primals), (total, np.zeros(x.shape, jax.dtypes.float0))
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("weights", [jnp.eye(3), W @ W.T])
+@pytest.mark.parametrize("seen", [lambda x: True, lambda x: x[::-1] > 0.7])
+def test_booleans_of_a_custom_jvp(seen, weights, table):
+    """Where it is not elementwise, as without it: from a mask, and to one."""
+
+    def f(x, function):
+        y, mask = function(weights @ x, seen(x))
+        return jnp.where(mask, y, 0).sum()
+
+    rules = getattr(jaxlift, table)
+    own, plain = (
+        complete(functools.partial(f, function=function), rules=rules)
+        for function in (total_and_mask, total_and_mask.fun)
+    )
+    np.testing.assert_allclose(own, plain, rtol=1e-5, atol=1e-5)
+
+
 def test_a_stopped_step_in_a_loop():
     def f(x):
         def step(h, x):
