@@ -62,6 +62,19 @@ def linear(step: Step, *operands: Any, indices: Sequence[int] = ()) -> Any:
     return kind_of(operands).linear(step, operands, indices)
 
 
+def one_for_one(step: Step, *operands: Any) -> list:
+    """Hands on each operand, whatever it is: a fixed one stays fixed.
+
+    All that a varying one consists of goes the same way. Operands go together, as they
+    came: one may be there for the others to wait for.
+    """
+    rows, trees = zip(*map(jax.tree.flatten, operands), strict=True)
+    turns = range(max(map(len, rows)))
+    columns = [step.bind(*(row[min(n, len(row) - 1)] for row in rows)) for n in turns]
+    handed = zip(trees, zip(*columns, strict=True), strict=True)
+    return [tree.unflatten(column[: tree.num_leaves]) for tree, column in handed]
+
+
 def gradient(step: Step, *operands: Any) -> Any:
     """The ordinary derivative at the input, of any step."""
     xs = step.bind(*map(at_input, operands))

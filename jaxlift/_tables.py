@@ -20,15 +20,15 @@ from jaxlift import (
 from jaxlift._compat import existing
 from jaxlift._differences import DIFFERENCES, STEPS
 from jaxlift._interpret import table
-from jaxlift._rules import gradient, indexed, linear
+from jaxlift._rules import gradient, indexed, linear, one_for_one
 
 # fmt: off
 _LINEAR = existing(
     "broadcast_in_dim", "reshape", "squeeze", "transpose", "rev", "pad", "concatenate", "slice",
     "split", "stack", "unstack", "tile", "reduce_sum", "cumsum", "reduce_window_sum", "fft",
-    "real", "imag", "complex", "conj", "add_jaxvals", "device_put", "sharding_constraint",
-    "optimization_barrier", "select_and_scatter_add", "psum", "psum_invariant",
-    "all_gather", "all_gather_invariant", "all_to_all", "ppermute", "reduce_scatter", "pvary", "reshard",
+    "real", "imag", "complex", "conj", "add_jaxvals", "sharding_constraint",
+    "select_and_scatter_add", "psum", "psum_invariant", "all_gather", "all_gather_invariant",
+    "all_to_all", "ppermute", "reduce_scatter", "pvary", "reshard",
 )
 _PATH = existing(
     "reduce_prod", "cumprod", "cumlogsumexp", "cholesky", "eig", "lu", "qr", "triangular_solve",
@@ -48,6 +48,7 @@ STRUCTURE = {
     P.stop_gradient_p:   _softmax.freeze,
     **dict.fromkeys(_compat.SHARD_MAP, _control.shard_map),
     **dict.fromkeys(_compat.EFFECTS, _control.observe),
+    **dict.fromkeys(existing("device_put", "optimization_barrier"), one_for_one),
 }
 
 RESCALE = table(

@@ -240,6 +240,23 @@ def test_booleans_of_a_custom_jvp(seen, weights, table):
     np.testing.assert_allclose(own, plain, rtol=1e-5, atol=1e-5)
 
 
+def handed_on(hand, x):
+    key = jax.random.key(0)
+    y, mask, where, key = hand((x @ W @ W.T, x > 1.5, jnp.arange(3)[::-1], key))
+    return (jax.nn.relu(y[where]) * mask * jax.random.normal(key, (3,))).sum()
+
+
+@pytest.mark.parametrize("table", [*TABLES, "GRADIENT", "LRP"])
+@pytest.mark.parametrize("hand", [lax.optimization_barrier, jax.device_put])
+def test_what_is_handed_on_together(hand, table):
+    """Each as it is: floats, in parts or whole, a mask, fixed indices, a fixed key."""
+    found, expected = (
+        jaxlift.deeplift(functools.partial(handed_on, f), rules=getattr(jaxlift, table))
+        for f in (hand, lambda values: values)
+    )
+    np.testing.assert_allclose(found(X, R), expected(X, R), rtol=1e-6)
+
+
 def test_a_stopped_step_in_a_loop():
     def f(x):
         def step(h, x):
