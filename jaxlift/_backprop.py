@@ -27,6 +27,7 @@ from jaxlift._values import (
     Varying,
     attach,
     is_discrete,
+    number,
     scale,
     secant,
     still,
@@ -85,7 +86,8 @@ class _Ratio(Pair):
     @staticmethod
     def weights(piece: Any) -> Slope:
         """`F(z) / z`; the derivative where z is 0."""
-        return _ratio(piece.values[0], piece.points[0], piece.best_slope(0))
+        value = number(piece.values[0])
+        return _ratio(value, piece.points[0], piece.best_slope(0))
 
     def close(self, piece: Any, value: Array, reference: Array, slope: Slope) -> Pair:
         """What passes back `F(z) / z`."""

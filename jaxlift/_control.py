@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend import core
 from jax.extend.core import primitives as P
 
 from jaxlift import _compat
+from jaxlift._dependence import outputs_that_vary
 from jaxlift._differences import DIFFERENCES, STEPS
 from jaxlift._interpret import (
     Context,
@@ -209,7 +209,7 @@ def scan(step: Step, *operands: Any) -> list:
     jaxpr, constants = _compat.open_jaxpr(params["jaxpr"])
     n_consts, n_carry = _compat.scan_sizes(step.eqn)
     consts, carry, xs = _parts(list(map(settle, operands)), n_consts, n_carry)
-    moving = _moving(jaxpr, operands, n_consts, n_carry)
+    moving = _vary(step, operands)[:n_carry]
     seeds = {k: v for k, v in context.seeds.items() if k in dict(tags_of(step.eqn))}
 
     def body(carry, row):
@@ -294,10 +294,7 @@ def cond(step: Step, index: Any, *operands: Any) -> list:
                 rows.append([settle(output) for output in outputs])
         return [choose(index, cases, lax.select_n) for cases in zip(*rows, strict=True)]
 
-    varies = [isinstance(operand, Varying) for operand in operands]
-    jaxprs = [_compat.open_jaxpr(branch)[0] for branch in branches]
-    rows = [depends(jaxpr, varies) for jaxpr in jaxprs]
-    kinds: list = [Pair if any(row) else None for row in zip(*rows, strict=True)]
+    kinds = _kinds_of(_vary(step, [index, *operands]))
 
     def walked(branch):
         def function(*operands):
@@ -357,48 +354,18 @@ def observe(step: Step, *operands: Any) -> list:
     return lax.cond(taken, step.bind, lambda *_: [], *values)
 
 
-# ------------------------------------------------------------------ what varies
+# --------------------------------------------------------- what varies, in which form
 
 
-def depends(jaxpr: core.Jaxpr, varies: Sequence[bool]) -> list[bool]:
-    """Which outputs of a jaxpr may vary when these inputs do.
-
-    Through a `stop_gradient` as well: steps may pass it (see `freeze`).
-    """
-    moving = {v for v, varying in zip(jaxpr.invars, varies, strict=True) if varying}
-    for eqn in jaxpr.eqns:
-        inputs = [
-            not isinstance(atom, core.Literal) and atom in moving for atom in eqn.invars
-        ]
-        if any(inputs):
-            outputs = _outputs_that_vary(eqn, inputs)
-            moving |= {v for v, m in zip(eqn.outvars, outputs, strict=True) if m}
-    return [
-        not isinstance(atom, core.Literal) and atom in moving for atom in jaxpr.outvars
-    ]
-
-
-def _outputs_that_vary(eqn: core.JaxprEqn, inputs: Sequence[bool]) -> list[bool]:
-    bodies = [_compat.open_jaxpr(b)[0] for b in core.jaxprs_in_params(eqn.params)]
-    if len(bodies) == 1 and eqn.primitive is not P.scan_p:
-        (body,) = bodies
-        if len(body.invars) == len(inputs) and len(body.outvars) == len(eqn.outvars):
-            return depends(body, inputs)
-    return [True] * len(eqn.outvars)
-
-
-def _moving(
-    jaxpr: core.Jaxpr, operands: Sequence, n_consts: int, n_carry: int
-) -> list[bool]:
-    """Which carried values vary from some iteration on: the least fixed point."""
+def _vary(step: Step, operands: Sequence) -> list[bool]:
+    """Which outputs vary."""
     varies = [isinstance(operand, Varying) for operand in operands]
-    while True:
-        before = varies[n_consts : n_consts + n_carry]
-        after = depends(jaxpr, varies)[:n_carry]
-        moving = [a or b for a, b in zip(before, after, strict=True)]
-        if moving == before:
-            return moving
-        varies[n_consts : n_consts + n_carry] = moving
+    return outputs_that_vary(step.eqn, varies, step.context.seeds)
+
+
+def _kinds_of(moving: Sequence[bool]) -> list:
+    """The poorest kind for what varies."""
+    return [Pair if moves else None for moves in moving]
 
 
 def _lift(values: Any, kinds: Sequence[type[Pair] | None]) -> list:
@@ -411,8 +378,7 @@ def _lift(values: Any, kinds: Sequence[type[Pair] | None]) -> list:
 
 def _kinds(context: Context, once: Any, carry: Sequence, moving: Sequence) -> list:
     """The kind in which each carried value can stay: plain, a pair, a split."""
-    kinds: list = [Pair if m else None for m in moving]
-    kinds = _joined(kinds, carry)
+    kinds = _joined(_kinds_of(moving), carry)
     while context.opens_splits and Pair in kinds:
         before, kinds = kinds, _joined(kinds, jax.eval_shape(once, _lift(carry, kinds)))
         if kinds == before:

@@ -4,7 +4,8 @@ The loop knows nothing of mathematics: an equation whose operands are all fixed 
 evaluated once, as it stands; any other is handed to the rule that the table has for
 its primitive. A rule is a function `rule(step, *operands)` returning the equation's
 output, or the list of its outputs where it has several. Operands are fixed arrays and
-`Pair`s; a rule marked `lazy` also gets `Piece`s as they are.
+`Pair`s; a rule marked `lazy` also gets `Piece`s as they are. An output that depends on
+none of the operands that vary is a fixed array, whatever the rule made of it.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from typing import Any, Protocol
 from jax.extend import core
 
 from jaxlift import _compat
+from jaxlift._dependence import outputs_that_vary
 from jaxlift._pieces import settle
-from jaxlift._values import Varying
+from jaxlift._values import Varying, at_reference
 
 Rule = Callable[..., Any]
 Rules = Mapping[core.Primitive, Rule]
@@ -291,9 +293,9 @@ def tags_of(eqn: core.JaxprEqn) -> list[tuple[str, core.JaxprEqn]]:
 
 
 def _evaluate(context: Context, eqn: core.JaxprEqn, operands: list) -> list:
-    varies = any(isinstance(operand, Varying) for operand in operands)
+    varies = [isinstance(operand, Varying) for operand in operands]
     observed = bool(context.taken and eqn.effects)
-    if not varies and not observed and not _tagged(context, eqn):
+    if not any(varies) and not observed and not _tagged(context, eqn):
         outputs = _compat.bind(eqn.primitive, eqn.params, *operands)
     else:
         rule = context.rules.get(eqn.primitive)
@@ -301,6 +303,11 @@ def _evaluate(context: Context, eqn: core.JaxprEqn, operands: list) -> list:
             raise unsupported(eqn)
         outputs = apply(rule, Step(eqn, context), operands)
         outputs = outputs if eqn.primitive.multiple_results else [outputs]
+        moving = outputs_that_vary(eqn, varies, context.seeds)
+        outputs = [
+            output if moves else at_reference(settle(output))
+            for output, moves in zip(outputs, moving, strict=True)
+        ]
     for k, output in enumerate(outputs):
         # What comes out as it went in (a constant that is stopped) was not made here.
         if all(output is not operand for operand in operands):

@@ -18,6 +18,7 @@ from jaxlift import (
     _softmax,
 )
 from jaxlift._compat import existing
+from jaxlift._dependence import CALLS, ONE_FOR_ONE
 from jaxlift._differences import DIFFERENCES, STEPS
 from jaxlift._interpret import table
 from jaxlift._rules import gradient, indexed, linear, one_for_one
@@ -37,7 +38,7 @@ _PATH = existing(
 _ELEMENTWISE = {*DIFFERENCES, *STEPS}
 
 STRUCTURE = {
-    **dict.fromkeys(existing("jit", "closed_call", "call", "composite", "custom_vjp_call"), _control.call),
+    **dict.fromkeys(CALLS, _control.call),
     **dict.fromkeys(existing("call_hi_primitive"), _control.expanded),
     P.custom_jvp_call_p: _control.custom_jvp,
     P.remat_p:           _control.remat,
@@ -48,7 +49,7 @@ STRUCTURE = {
     P.stop_gradient_p:   _softmax.freeze,
     **dict.fromkeys(_compat.SHARD_MAP, _control.shard_map),
     **dict.fromkeys(_compat.EFFECTS, _control.observe),
-    **dict.fromkeys(existing("device_put", "optimization_barrier"), one_for_one),
+    **dict.fromkeys(ONE_FOR_ONE, one_for_one),
 }
 
 RESCALE = table(

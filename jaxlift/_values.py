@@ -214,7 +214,13 @@ def still(x: Array, r: Array) -> Pair:
 
 
 def number(value: Any) -> Array:
-    """A value as a float: of a boolean or an integer the same number, no tangent."""
+    """A value as a float: of a boolean or an integer the same number, no tangent.
+
+    A key is no number: one that varies is handed on with zeros, up to the first step
+    that makes random bits of it, which has no rule.
+    """
+    if jnp.issubdtype(jnp.result_type(value), jax.dtypes.prng_key):
+        return jnp.zeros(jnp.shape(value))
     return lax.stop_gradient(jnp.asarray(value, float)) if is_discrete(value) else value
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import quickly
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
@@ -268,6 +269,78 @@ def test_a_stopped_step_in_a_loop():
     y, y_reference, pullback = jaxlift.vjp(f, X, R)
     gap = ((X - R) * pullback(1.0)).sum() - (y - y_reference)
     assert abs(gap) < 1e-5
+
+
+# ------------------------------------------------------------- keys, tags, and control
+
+
+def drop(h, key):
+    key, own = jax.random.split(key)
+    return h * jax.random.bernoulli(own, 0.7, h.shape), key
+
+
+def keep(h, key):
+    return 2 * h, key
+
+
+def drop_in_a_branch(carry, k):
+    return lax.cond(k % 2 == 0, drop, keep, *carry), None
+
+
+def drop_in_a_loop(carry, k):
+    return lax.scan(lambda carry, _: (drop(*carry), None), carry, None, length=2)
+
+
+def drop_in_calls(carry, k):
+    """And in what hands on a key."""
+    carry = lax.optimization_barrier(jax.checkpoint(drop)(*carry))
+    return jax.jit(lambda h, key: jax.device_put((h, key)))(*carry), None
+
+
+@pytest.mark.parametrize("table", [*TABLES, "GRADIENT", "LRP"])
+@pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey])
+@pytest.mark.parametrize("step", [drop_in_a_branch, drop_in_a_loop, drop_in_calls])
+def test_a_carried_key_does_not_vary(step, make_key, table):
+    """Dropout is linear: its multipliers are the gradient."""
+
+    def f(x):
+        h, key = lax.scan(step, (x, make_key(0)), jnp.arange(4))[0]
+        return (h * jax.random.normal(key, h.shape)).sum()
+
+    found = quickly(jaxlift.multipliers(f, rules=getattr(jaxlift, table)))(X, R)
+    np.testing.assert_allclose(found, jax.grad(f)(X), rtol=1e-6)
+
+
+VARYING_KEYS = {
+    "branch": lambda x, key: lax.cond(x.sum() > 0, drop, keep, x, key)[1],
+    "selected": lambda x, key: jnp.where(x[0] > 0, key, jax.random.split(key)[0]),
+    "indexed": lambda x, key: jax.random.split(key, 3)[jnp.argmax(x)],
+    "rows": lambda x, key: jnp.where(x > 0, *jax.random.split(key, (2, 3)))[0],
+}
+
+
+@pytest.mark.parametrize("table", [*TABLES, "GRADIENT", "LRP"])
+@pytest.mark.parametrize("name", VARYING_KEYS)
+def test_a_key_that_varies_is_refused_where_it_is_used(name, table):
+    f = lambda x: (x * jax.random.normal(use(x), (3,))).sum()
+    use = lambda x: VARYING_KEYS[name](x, jax.random.key(0))
+    with pytest.raises(jaxlift.UnsupportedPrimitiveError, match="'random_bits'"):
+        jaxlift.deeplift(f, rules=getattr(jaxlift, table))(X, R)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_tag_on_what_is_fixed_in_a_loop(table):
+    def f(x, shift):
+        def step(carry, _):
+            h, shift = lax.cond(jnp.asarray(True), lambda *c: c, keep, *carry)
+            return (jnp.tanh(h + checkpoint_name(shift, "shift")), shift), None
+
+        return lax.scan(step, (x, shift), None, length=1)[0][0].sum()
+
+    rules = getattr(jaxlift, table)
+    found = jaxlift.multipliers(f, at="shift", rules=rules)(X, 0.5 * R, R)
+    expected = jaxlift.multipliers(lambda x: jnp.tanh(x + 0.5 * R).sum())(X, R)
+    np.testing.assert_allclose(found, expected[None], rtol=1e-6)
 
 
 # ------------------------------------------------------------------------- errors
