@@ -444,7 +444,12 @@ def _evaluate(
         tagged = {k: pair_of(value).parts for k, value in context.found.items()}
         return output(y), (y.r, aux, tagged)
 
-    y, pullback, (y_reference, aux, tagged) = jax.vjp(outputs, xs, seeds, has_aux=True)
+    # Rules promote as JAX does by default: `f` has been traced as the user's flags say,
+    # and what is left to the way back (a rule of `custom_rule`) will be.
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        y, pullback, (y_reference, aux, tagged) = jax.vjp(
+            outputs, xs, seeds, has_aux=True
+        )
     if rules != GRADIENT:  # whose derivatives can be differentiated
         given = [v for v in (*leaves, *consts) if jnp.issubdtype(v.dtype, jnp.inexact)]
         # A custom_jvp inside jit refuses a NumPy array that vmap maps over: it gets

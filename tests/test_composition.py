@@ -94,6 +94,51 @@ def test_an_activation_of_many_steps(table):
     complete(f, rules=getattr(jaxlift, table))
 
 
+# -------------------------------------------------------------------------- flags
+
+POOLED = dict(window_dimensions=(2,), window_strides=(1,), padding="VALID")
+PROMOTING = {
+    "max-pool": lambda x: lax.reduce_window(x, -np.inf, lax.max, **POOLED).sum(),
+    "digamma": lambda x: jax.scipy.special.digamma(x * x + 1).sum(),
+    "relu": lambda x: jax.nn.relu(x).sum(),
+    "softplus": lambda x: jax.nn.softplus(x).sum(),
+    "softmax": lambda x: jax.nn.softmax(x)[0],
+    "logsumexp": jax.nn.logsumexp,
+    "max": jnp.max,
+    "argmax": lambda x: jnp.where(jnp.argmax(x) > 1, x[0], x[1]),
+    "sort": lambda x: (jnp.sort(x) * x).sum(),
+}
+STRICT = {
+    "rank": functools.partial(jax.numpy_rank_promotion, "raise"),
+    "dtype": functools.partial(jax.numpy_dtype_promotion, "strict"),
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("flag", STRICT)
+@pytest.mark.parametrize("name", PROMOTING)
+def test_rules_under_strict_flags(name, flag, table):
+    explain = jaxlift.deeplift(PROMOTING[name], rules=getattr(jaxlift, table))
+    with STRICT[flag]():
+        shape = jax.eval_shape(explain, X, R)
+    assert shape.shape == X.shape
+
+
+def test_what_is_the_users_is_traced_with_the_users_flags():
+    row, whole = jnp.ones(3), jnp.ones(3, int)
+    mixed = {
+        "rank": lambda x: (x[None] + row).sum(),
+        "dtype": lambda x: (x + whole).sum(),
+    }
+    for flag, f in mixed.items():
+        ruled = jaxlift.custom_rule(jnp.sum)
+        ruled.defrule(lambda ct, x, r, f=f: (jnp.full(3, ct) + 0 * f(x[0]),))
+        assert jaxlift.deeplift(ruled)(X, R).shape == (3,)
+        for explained in (f, ruled):
+            with STRICT[flag](), pytest.raises(ValueError, match=f"{flag}_promotion"):
+                jaxlift.deeplift(explained)(X, R)
+
+
 # ----------------------------------------------------------- what is not an array
 
 
