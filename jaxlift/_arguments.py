@@ -34,6 +34,17 @@ def check_rules(rules: Any) -> None:
             "rules must be a table of rules, such as jaxlift.RESCALE or "
             f"jaxlift.RESCALE | {{primitive: rule}}, not {rules!r}"
         )
+    for primitive, rule in rules.items():
+        if not isinstance(primitive, core.Primitive):
+            raise TypeError(
+                "a key of rules must be a primitive of JAX, such as jax.lax.tanh_p, "
+                f"not {primitive!r}"
+            )
+        if not callable(rule):
+            raise TypeError(
+                f"the rule for '{primitive}' must be a function rule(step, *operands), "
+                f"not {rule!r}"
+            )
 
 
 def numbers_of(argnums: int | Sequence[int]) -> tuple[int, ...]:

@@ -275,6 +275,18 @@ ERRORS = {
                       lambda: jax.jit(lambda k: jaxlift.deeplift(logits, target=k))(1)),
     "rules": (TypeError, "RESCALE.*'rescale'",
               lambda: jaxlift.deeplift(F, rules="rescale")(X, R)),
+    "a word for a primitive": (
+        TypeError, "primitive.*tanh_p, not 'tanh'",
+        lambda: jaxlift.deeplift(F, rules=jaxlift.RESCALE | {"tanh": jnp.tanh})(X, R)),
+    "a function for a primitive": (
+        TypeError, "primitive.*tanh_p, not .*jit",
+        lambda: jaxlift.vjp(F, X, R, rules=jaxlift.RESCALE | {jnp.tanh: jnp.tanh})),
+    "a word in a scope": (
+        TypeError, "primitive.*tanh_p, not 'tanh'",
+        lambda: jaxlift.vjp(F, X, R, rules=jaxlift.scoped(
+            jaxlift.RESCALE, {"head": {"tanh": jnp.tanh}}))),
+    "no rule": (TypeError, "'tanh'.*function.*not 2.0",
+                lambda: jaxlift.vjp(F, X, R, rules={lax.tanh_p: 2.0})),
     "a word for a reference": (TypeError, "reference.*'zero'",
                                lambda: jaxlift.deeplift(F)(X, "zero")),
     "no array": (TypeError, r"0\[1\] .*array.*partition",
