@@ -23,6 +23,7 @@ from jaxlift._interpret import (
     UnsupportedPrimitiveError,
     interpret,
     lazy,
+    structural,
     tags_of,
 )
 from jaxlift._pieces import Piece, as_pieces, like, once, pair_of, settle
@@ -47,6 +48,7 @@ def _walk(context: Context, body: Any, operands: Sequence) -> list:
 
 
 @lazy
+@structural
 def call(step: Step, *operands: Any) -> list:
     """A call (jit, custom_vjp, ...): its body, on the same values.
 
@@ -58,6 +60,7 @@ def call(step: Step, *operands: Any) -> list:
 
 
 @lazy
+@structural
 def expanded(step: Step, *operands: Any) -> list:
     """A high-level primitive: what it consists of."""
     outputs = _walk(step.context, _compat.expansion(step.eqn), operands)
@@ -65,6 +68,7 @@ def expanded(step: Step, *operands: Any) -> list:
 
 
 @lazy
+@structural
 def custom_jvp(step: Step, *operands: Any) -> list:
     """A custom_jvp function: its body, and its own derivative where nothing moved.
 
@@ -181,6 +185,7 @@ def _own_derivative(step: Step, operands: Sequence) -> list:
     return [kind.joined(moving, r) for kind, moving, r in rows]
 
 
+@structural
 def remat(step: Step, *operands: Any) -> list:
     """A rematerialised body, rematerialised."""
     params, context = step.params, step.context
@@ -199,6 +204,7 @@ def remat(step: Step, *operands: Any) -> list:
 
 
 @lazy
+@structural
 def scan(step: Step, *operands: Any) -> list:
     """A scan, over pairs where a value varies; straight-line code where it says so."""
     if _straight(step, operands):
@@ -283,6 +289,7 @@ def while_loop(step: Step, *operands: Any) -> list:
     )
 
 
+@structural
 def cond(step: Step, index: Any, *operands: Any) -> list:
     """A branch on a fixed index, or on one that varies: a switch on the input."""
     branches = step.params["branches"]
@@ -314,6 +321,7 @@ def cond(step: Step, index: Any, *operands: Any) -> list:
     return lax.switch(index, [lifted(function) for function in functions], *operands)
 
 
+@structural
 def shard_map(step: Step, *operands: Any) -> list:
     """A body mapped over the shards of a mesh."""
     params = step.params

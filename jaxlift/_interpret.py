@@ -4,7 +4,8 @@ The loop knows nothing of mathematics: an equation whose operands are all fixed 
 evaluated once, as it stands; any other is handed to the rule that the table has for
 its primitive. A rule is a function `rule(step, *operands)` returning the equation's
 output, or the list of its outputs where it has several. Operands are fixed arrays and
-`Pair`s; a rule marked `lazy` also gets `Piece`s as they are. An output that depends on
+`Pair`s; a rule marked `lazy` also gets `Piece`s as they are. Outputs are pairs or
+pieces; those of a rule marked `structural` may be fixed arrays, and one that depends on
 none of the operands that vary is a fixed array, whatever the rule made of it.
 """
 
@@ -23,7 +24,7 @@ from jax.extend import core
 from jaxlift import _compat
 from jaxlift._dependence import outputs_that_vary
 from jaxlift._pieces import settle
-from jaxlift._values import Varying, at_reference
+from jaxlift._values import Varying, at_reference, is_discrete
 
 Rule = Callable[..., Any]
 Rules = Mapping[core.Primitive, Rule]
@@ -80,7 +81,8 @@ def scoped(rules: Rules, scopes: Mapping[str, Rules]) -> Rules:
 
         choices = [t.get(primitive) for t in tables]
         rule.opens_split = any(map(opens_split, choices))  # pyright: ignore
-        return lazy(rule) if any(map(is_lazy, choices)) else rule
+        rule.lazy = any(map(is_lazy, choices))  # pyright: ignore
+        return structural(rule)  # what it hands on has been looked at
 
     return table({primitive: choice(primitive) for t in tables for primitive in t})
 
@@ -92,7 +94,28 @@ def opens_split(rule: Rule | None) -> bool:
 
 def apply(rule: Rule, step: Step, operands: Sequence) -> Any:
     """Call a rule with its operands in the form that it takes."""
-    return rule(step, *(operands if is_lazy(rule) else map(settle, operands)))
+    outputs = rule(step, *(operands if is_lazy(rule) else map(settle, operands)))
+    if not getattr(rule, "structural", False) and any(map(_varies, operands)):
+        _check_that_they_vary(step, outputs)
+    return outputs
+
+
+def _varies(value: Any) -> bool:
+    return isinstance(value, Varying)
+
+
+def _check_that_they_vary(step: Step, outputs: Any) -> None:
+    """What is a plain array takes its tangent along, and would pass back a gradient."""
+    for output in outputs if step.primitive.multiple_results else [outputs]:
+        fixed = hasattr(output, "dtype") and is_discrete(output)
+        if not _varies(output) and not fixed:
+            raise TypeError(
+                f"the rule for '{step.primitive}' returned {output!r}. What depends on "
+                "the attributed input is a value at the input and one at the "
+                "reference: return type(operand)(value, reference), or what a rule of "
+                "the table returns (jaxlift.RESCALE[primitive](step, *operands)). A "
+                "constant is the same at both, jax.lax.stop_gradient(value)"
+            )
 
 
 def lazy(rule: Rule) -> Rule:
@@ -104,6 +127,15 @@ def lazy(rule: Rule) -> Rule:
 def is_lazy(rule: Rule | None) -> bool:
     """Whether a rule takes lazy activations as they are."""
     return getattr(rule, "lazy", False)
+
+
+def structural(rule: Rule) -> Rule:
+    """Mark a rule of structure: a body, a stop. What it returns may not vary.
+
+    Any other output of a step of what varies does, though it may pass nothing back.
+    """
+    rule.structural = True  # pyright: ignore[reportFunctionMemberAccess]
+    return rule
 
 
 @dataclasses.dataclass(frozen=True)

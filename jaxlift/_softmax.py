@@ -38,7 +38,7 @@ from jax.extend import core
 from jax.extend.core import primitives as P
 
 from jaxlift._differences import decay, gap, of_exp, wide
-from jaxlift._interpret import Origin, Origins, Step, lazy
+from jaxlift._interpret import Origin, Origins, Step, lazy, structural
 from jaxlift._pieces import pair_of, piece_of, settle, shape_of
 from jaxlift._rules import elementwise
 from jaxlift._shifts import is_independent
@@ -243,6 +243,7 @@ def logsumexp_or_log(step: Step, operand: Any) -> Varying:
 
 
 @lazy
+@structural
 def freeze(step: Step, operand: Varying) -> Any:
     """stop_gradient: the value at the input, in both evaluations.
 

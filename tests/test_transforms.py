@@ -360,6 +360,35 @@ def test_tables_are_immutable_and_extended_by_or():
     close(jaxlift.vjp(f, X, R, rules=rules)[0], 2 * f(X))
 
 
+RULED = {
+    "elementwise": lambda x: jnp.tanh(x).sum(),
+    "in a scan": lambda x: lax.scan(lambda c, x: (jnp.tanh(c + x), c), 0.0, x)[0],
+    "in a jit": lambda x: jax.jit(jnp.tanh)(x).sum(),
+}
+
+
+@pytest.mark.parametrize("wrap", [lambda f, _: f, jaxlift.scoped])
+@pytest.mark.parametrize("name", RULED)
+def test_a_rule_that_returns_an_array_would_pass_back_the_gradient(name, wrap):
+    f = jax.named_scope("part")(RULED[name])
+    for rule in (lambda step, p: step.bind(p.x), lambda step, p: (p, p)):
+        edited = jaxlift.RESCALE | {lax.tanh_p: rule}
+        rules = wrap(edited, {"part": edited})
+        with pytest.raises(TypeError, match="rule for 'tanh' returned .*operand"):
+            jaxlift.deeplift(f, rules=rules)(X, R)
+
+
+def test_a_rule_may_return_a_constant():
+    """Explicitly so: the same at both points, or what it is that stop_gradient does."""
+    same = lambda step, p: type(p)(*2 * [lax.stop_gradient(step.bind(p.x))])
+    for rule in (same, jaxlift.RESCALE[lax.stop_gradient_p]):
+        rules = jaxlift.RESCALE | {lax.tanh_p: rule}
+        f = lambda x: (x * jnp.tanh(x)).sum()
+        explain = jaxlift.multipliers(f, rules=rules)
+        kept = jnp.tanh(X) if rule is same else X
+        close(explain(X, R), kept)
+
+
 def test_effects_happen_once(capfd):
     def f(x):
         jax.debug.print("seen {}", x[0])
