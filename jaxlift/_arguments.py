@@ -188,7 +188,7 @@ def _leaf_like(reference: Any, x: Any, name: str) -> Any:
             f"broadcast to the shape {shape} of {name}"
         )
     reference = jnp.broadcast_to(jnp.asarray(reference, dtype), shape)
-    return _compat.varying_like(reference, x)
+    return _compat.placed_like(reference, x)
 
 
 def count_references(references: Tree, args: Sequence, argnums: Any) -> int:

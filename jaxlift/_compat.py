@@ -99,17 +99,23 @@ def source_line(eqn: core.JaxprEqn) -> str:
     return next(filter(None, lines), "a line that JAX has no record of")
 
 
-def varying_like(value: Any, example: Any) -> Any:
-    """`value`, varying over the manual mesh axes (of a shard_map) that `example` does.
+def placed_like(value: Any, example: Any) -> Any:
+    """`value`, placed on the mesh as `example` is, an array of the same shape.
 
-    The example is an array or its `jax.ShapeDtypeStruct`.
+    Sharded over the same explicit axes, varying over the same manual ones (of a
+    shard_map). The example is an array, or what is known of one (an abstract value, a
+    `jax.ShapeDtypeStruct`).
     """
+    known = isinstance(example, (jax.core.ShapedArray, jax.ShapeDtypeStruct))
+    wanted, given = example if known else jax.typeof(example), jax.typeof(value)
 
-    def axes(v):
-        aval = v if isinstance(v, jax.ShapeDtypeStruct) else jax.typeof(v)
+    def axes(aval):
         return getattr(aval.manual_axis_type, "varying", frozenset())
 
-    missing = tuple(axes(example) - axes(value))
+    sharding = wanted.sharding
+    if sharding is not None and sharding.spec != given.sharding.spec:
+        value = jax.sharding.reshard(value, sharding)
+    missing = tuple(axes(wanted) - axes(given))
     return lax.pcast(value, missing, to="varying") if missing else value
 
 

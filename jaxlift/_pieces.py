@@ -194,7 +194,7 @@ class Given(Piece):
 def like(slope: Slope, value: Array) -> Array:
     """A slope as an array for each element of a value, float32 at least."""
     array = jnp.broadcast_to(jnp.asarray(slope, wide(value).dtype), jnp.shape(value))
-    return _compat.varying_like(array, value)
+    return _compat.placed_like(array, value)
 
 
 def settle(operand: Any) -> Any:

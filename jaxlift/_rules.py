@@ -20,6 +20,7 @@ import numpy as np
 from jax.extend.core import primitives as P
 from jax.tree_util import Partial
 
+from jaxlift import _compat
 from jaxlift._compat import existing
 from jaxlift._differences import DIFFERENCES, STEPS, quotient, wide
 from jaxlift._interpret import Step, lazy, unsupported
@@ -312,16 +313,20 @@ def one_root(operands: Sequence) -> bool:
 def _one_shape(step: Step, operands: Sequence) -> list:
     """Broadcast what varies to the shape of the output, where it has another."""
     return [
-        broadcast(settle(operand), step.out_shape)
+        broadcast(settle(operand), step.eqn.outvars[0].aval)
         if isinstance(operand, Varying) and shape_of(operand) != step.out_shape
         else operand
         for operand in operands
     ]
 
 
-def broadcast(pair: Pair, shape: Sequence[int]) -> Pair:
-    """A pair in a larger shape."""
-    return jax.tree.map(lambda array: jnp.broadcast_to(array, shape), pair)
+def broadcast(pair: Pair, aval: Any) -> Pair:
+    """A pair in a larger shape, and where what has it is."""
+
+    def larger(array):
+        return _compat.placed_like(jnp.broadcast_to(array, aval.shape), aval)
+
+    return jax.tree.map(larger, pair)
 
 
 def extend(step: Step, operands: Sequence) -> Piece:

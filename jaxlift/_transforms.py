@@ -180,7 +180,8 @@ def _to_multipliers(pullback: Callable, y: jax.Array, ct: Any) -> Tree:
         raise ValueError(
             f"the cotangent has the shape {jnp.shape(ct)}, but the output has {y.shape}"
         )
-    (multiplier,), _ = pullback(jnp.broadcast_to(jnp.asarray(ct, y.dtype), y.shape))
+    ct = jnp.broadcast_to(jnp.asarray(ct, y.dtype), y.shape)
+    (multiplier,), _ = pullback(_compat.placed_like(ct, y))
     return multiplier
 
 
@@ -559,7 +560,7 @@ def _seeds(closed: Any, tags: Sequence[str], leaves: Sequence) -> dict[str, Any]
                 "values can be attributed to"
             )
     zeros = {
-        k: _compat.varying_like(jnp.zeros(s.shape, s.dtype), s)
+        k: _compat.placed_like(jnp.zeros(s.shape, s.dtype), s)
         for k, s in shapes.items()
     }
     return {k: (zero, zero) for k, zero in zeros.items()}

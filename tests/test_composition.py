@@ -94,6 +94,55 @@ def test_an_activation_of_many_steps(table):
     complete(f, rules=getattr(jaxlift, table))
 
 
+# ------------------------------------------------------------------ explicit sharding
+
+SHARDED = {
+    "relu": jax.nn.relu,
+    "leaky_relu": jax.nn.leaky_relu,
+    "selu": jax.nn.selu,
+    "where": lambda x: jnp.where(x > 0, x, 2 * x),
+    "where of two": lambda x: jnp.where(x > x[:, ::-1], x, x * x),
+    "clamp": lambda x: lax.clamp(x.mean(), x, 2.0),
+    "logsumexp": lambda x: jax.nn.logsumexp(x, -1, keepdims=True),
+    "layer norm": lambda x: x / jnp.sqrt(x.var(-1, keepdims=True) + 0.1),
+    "power": lambda x: (2 + jnp.abs(x)) ** x[:, ::-1],
+    "scan": lambda x: lax.scan(lambda c, w: (jax.nn.relu(c * w), None), x, jnp.ones(3))[
+        0
+    ],
+}
+GIVEN = {"alike": lambda x: -2 * x, "number": lambda x: 0.1, "row": lambda x: R}
+
+
+@pytest.mark.parametrize("given", GIVEN)
+@pytest.mark.parametrize("name", SHARDED)
+def test_explicit_sharding(name, given):
+    f = lambda x: SHARDED[name](x @ jnp.eye(3))[:, 0]
+    x, r = np.asarray(jnp.stack([X - k for k in range(4)])), GIVEN[given]
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
+    spec = jax.sharding.PartitionSpec("d")
+    explains = [
+        jax.jit(lambda x, t=t: jaxlift.deeplift(f, target=jnp.sum, rules=t)(x, r(x)))
+        for t in (jaxlift.RESCALE, jaxlift.REVEAL_CANCEL)
+    ]
+    plain = explains[0](x)
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(x, spec)
+        for explain in explains:
+            shape = jax.eval_shape(explain, sharded)
+            assert shape.sharding == jax.typeof(sharded).sharding
+        found = explains[0](sharded)
+    np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_a_cotangent_goes_where_the_output_is():
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        x = jax.device_put(jnp.ones((4, 3)), jax.sharding.PartitionSpec("d"))
+        _, _, pullback = jaxlift.vjp(jnp.square, x, 0.0)
+        for ct in (1.0, jnp.ones((4, 3))):
+            np.testing.assert_allclose(pullback(ct), x)
+
+
 # -------------------------------------------------------------------------- flags
 
 POOLED = dict(window_dimensions=(2,), window_strides=(1,), padding="VALID")
