@@ -179,7 +179,7 @@ def _leaf_like(reference: Any, x: Any, name: str) -> Any:
             )
     shape = jnp.shape(x)
     try:
-        fits = np.broadcast_shapes(jnp.shape(reference), shape) == shape
+        fits = jnp.broadcast_shapes(jnp.shape(reference), shape) == shape
     except ValueError:
         fits = False
     if not fits:

@@ -86,7 +86,8 @@ def is_independent(frames: Sequence[tuple]) -> tuple[bool, bool]:
 
 def _all_axes(eqn: Any) -> tuple:
     shape = eqn.outvars[0].aval.shape
-    return tuple(k if size > 1 else None for k, size in enumerate(shape))
+    # Sizes may be symbolic, and `b > 1` is undecided then.
+    return tuple(k if size != 1 else None for k, size in enumerate(shape))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,11 +226,11 @@ def _reshape(eqn: Any, state: _State, *_: Any) -> _State:
     """Axes of size 1 come and go; a reshape of others mixes them up."""
     before, sizes = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     if any(axis is not None for axis in state.axes) and (
-        [n for n in before if n > 1] != [n for n in sizes if n > 1]
+        [n for n in before if n != 1] != [n for n in sizes if n != 1]
     ):
         return _refuse()
-    left = iter(a for a, n in zip(state.axes, before, strict=True) if n > 1)
-    axes = tuple(next(left, None) if n > 1 else None for n in sizes)
+    left = iter(a for a, n in zip(state.axes, before, strict=True) if n != 1)
+    axes = tuple(next(left, None) if n != 1 else None for n in sizes)
     return dataclasses.replace(state, axes=axes)
 
 

@@ -363,7 +363,7 @@ def _axes(origins: Origins, total: Origin, value: Any) -> list[int | None]:
     if value is total.value:
         summed, shape = total.eqn.params["axes"], shape_of(total.operands[0])
         kept = [k for k in range(len(shape)) if k not in summed]
-        return [k if shape[k] > 1 else None for k in kept]
+        return [k if shape[k] != 1 else None for k in kept]
     origin = origins.origin(value)
     assert origin is not None  # the sum was found on this way
     axes = _axes(origins, total, origin.operands[0])
@@ -374,9 +374,9 @@ def _axes(origins: Origins, total: Origin, value: Any) -> list[int | None]:
     if origin.eqn.primitive in (P.reshape_p, P.squeeze_p):
         # Axes of size 1 come and go; a reshape of others mixes them up.
         before = shape_of(origin.operands[0])
-        same = [n for n in before if n > 1] == [n for n in sizes if n > 1]
-        left = (a if same else -1 for a, n in zip(axes, before, strict=True) if n > 1)
-        return [next(left, -1) if n > 1 else None for n in sizes]
+        same = [n for n in before if n != 1] == [n for n in sizes if n != 1]
+        left = (a if same else -1 for a, n in zip(axes, before, strict=True) if n != 1)
+        return [next(left, -1) if n != 1 else None for n in sizes]
     return axes
 
 

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -141,6 +142,32 @@ def test_a_cotangent_goes_where_the_output_is():
         _, _, pullback = jaxlift.vjp(jnp.square, x, 0.0)
         for ct in (1.0, jnp.ones((4, 3))):
             np.testing.assert_allclose(pullback(ct), x)
+
+
+# -------------------------------------------------------------------- symbolic shapes
+
+EXPORTED = {
+    "index": lambda x: x[:, 0],
+    "relu": lambda x: jax.nn.relu(x)[:, 0],
+    "softmax": lambda x: jax.nn.softmax(x)[:, 0],
+    "log_softmax": lambda x: jax.nn.log_softmax(x)[:, 0],
+    "logsumexp": lambda x: jax.nn.logsumexp(x, -1),
+    "over the batch": lambda x: jax.nn.softmax(x.reshape(-1, 3), 0),
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("name", EXPORTED)
+def test_export_with_a_symbolic_batch(name, table):
+    f, rules = EXPORTED[name], getattr(jaxlift, table)
+    explain = jax.jit(jaxlift.deeplift(f, target=jnp.sum, rules=rules))
+    (batch,) = jax.export.symbolic_shape("b")
+    row = jax.ShapeDtypeStruct((3,), X.dtype)
+    rows = jax.ShapeDtypeStruct((batch, 3), X.dtype)
+    assert jax.export.export(explain)(rows, row).out_avals[0].shape == (batch, 3)
+    exported = jax.export.export(explain)(rows, rows)
+    x, r = jnp.stack([X, -X]), jnp.stack([R, X])
+    np.testing.assert_allclose(exported.call(x, r), explain(x, r), rtol=1e-5, atol=1e-6)
 
 
 # -------------------------------------------------------------------------- flags
