@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
+from jax.core import ShapedArray
 from jax.extend import core, source_info_util
 from jax.extend.core import primitives
 from jax.interpreters import ad
@@ -106,7 +107,7 @@ def placed_like(value: Any, example: Any) -> Any:
     shard_map). The example is an array, or what is known of one (an abstract value, a
     `jax.ShapeDtypeStruct`).
     """
-    known = isinstance(example, (jax.core.ShapedArray, jax.ShapeDtypeStruct))
+    known = isinstance(example, (ShapedArray, jax.ShapeDtypeStruct))
     wanted, given = example if known else jax.typeof(example), jax.typeof(value)
 
     def axes(aval):

@@ -23,7 +23,7 @@ from jax.tree_util import Partial
 from jaxlift import _compat
 from jaxlift._compat import existing
 from jaxlift._differences import DIFFERENCES, STEPS, quotient, wide
-from jaxlift._interpret import Step, lazy, unsupported
+from jaxlift._interpret import Step, lazy, structural, unsupported
 from jaxlift._pieces import (
     Given,
     Piece,
@@ -63,6 +63,7 @@ def linear(step: Step, *operands: Any, indices: Sequence[int] = ()) -> Any:
     return kind_of(operands).linear(step, operands, indices)
 
 
+@structural
 def one_for_one(step: Step, *operands: Any) -> list:
     """Hands on each operand, whatever it is: a fixed one stays fixed.
 

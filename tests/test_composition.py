@@ -364,14 +364,16 @@ def test_booleans_of_a_custom_jvp(seen, weights, table):
 
 def handed_on(hand, x):
     key = jax.random.key(0)
-    y, mask, where, key = hand((x @ W @ W.T, x > 1.5, jnp.arange(3)[::-1], key))
-    return (jax.nn.relu(y[where]) * mask * jax.random.normal(key, (3,))).sum()
+    parts = x @ W @ W.T, x > 1.5, jnp.arange(3)[::-1], key, jnp.arange(3.0)
+    y, mask, where, key, weights = hand(parts)
+    y = weights * jax.nn.relu(y[where])
+    return (y * mask * jax.random.normal(key, (3,))).sum()
 
 
 @pytest.mark.parametrize("table", [*TABLES, "GRADIENT", "LRP"])
 @pytest.mark.parametrize("hand", [lax.optimization_barrier, jax.device_put])
 def test_what_is_handed_on_together(hand, table):
-    """Each as it is: floats, in parts or whole, a mask, fixed indices, a fixed key."""
+    """Each as it is: floats, in parts or whole, a mask, fixed indices, key, weights."""
     found, expected = (
         jaxlift.deeplift(functools.partial(handed_on, f), rules=getattr(jaxlift, table))
         for f in (hand, lambda values: values)
