@@ -382,6 +382,16 @@ def _monomial(k, a, b, x, *_, **__):
     return lax.integer_pow(x, k)
 
 
+class _OfAnyNumber:
+    """Rows of a primitive with any number of operands: the first's, and operand k's."""
+
+    def __init__(self, first, other):
+        self.first, self.other = first, other
+
+    def __getitem__(self, k):
+        return partial(self.other, k - 1) if k else self.first
+
+
 def _one(a, b, *_, **__):
     return 1.0
 
@@ -520,7 +530,7 @@ _betainc = _smooth(lambda x, p, q: lax.betainc(p, q, x), _betainc_reach)
 # "slope": to the larger of D and the end slopes, where D passes through zero;
 # "value": to D + |p(a)| + |p(b)|; "own": that is the error of JAX's own p or p'.
 # fmt: off
-DIFFERENCES: dict[Primitive, tuple] = {
+DIFFERENCES: dict[Primitive, tuple | _OfAnyNumber] = {
     P.exp_p:                  (_exp,),                                          # 4
     P.exp2_p:                 (_exp2,),                                         # 60, 1000 own
     P.expm1_p:                (_exp,),                                          # 4
@@ -577,7 +587,7 @@ DIFFERENCES: dict[Primitive, tuple] = {
 _NEWER = {  # not in every supported JAX
     "log2_p":                 (_log2,),                                         # 3
     "one_minus_square_p":     (lambda a, b, **_: -(a + b),),                    # 1
-    "polynomial_p":           (_polynomial, *(partial(_monomial, k) for k in range(64))),  # 4 slope
+    "polynomial_p":           _OfAnyNumber(_polynomial, _monomial),                # 4 slope
 }
 # fmt: on
 DIFFERENCES |= {getattr(P, n): d for n, d in _NEWER.items() if hasattr(P, n)}

@@ -215,6 +215,12 @@ def test_what_is_the_users_is_traced_with_the_users_flags():
                 jaxlift.deeplift(explained)(X, R)
 
 
+def test_a_polynomial_of_many_coefficients():
+    explain = jax.jit(jaxlift.deeplift(lambda c: jnp.polyval(c, 0.7)))
+    contributions = explain(jnp.ones(70), jnp.zeros(70))
+    np.testing.assert_allclose(contributions[::-1], 0.7 ** np.arange(70), rtol=1e-5)
+
+
 # ----------------------------------------------------------- what is not an array
 
 

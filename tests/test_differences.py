@@ -12,6 +12,7 @@ through zero where no formula in `p(a)` and `p(b)` could keep relative accuracy.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import islice
 
 import jax
 import jax.numpy as jnp
@@ -475,7 +476,7 @@ def test_infinite_points(name, dtype):
 def test_every_row_has_a_case():
     tested = {(case.name, case.operand) for case in CASES}
     for p, row in DIFFERENCES.items():
-        for i, slope in enumerate(row[:4]):
+        for i, slope in enumerate(islice(iter(row), 4)):
             assert slope is None or (p.name, i) in tested, f"no domain for {p}, {i}"
 
 
