@@ -51,11 +51,18 @@ def numbers_of(argnums: int | Sequence[int]) -> tuple[int, ...]:
     try:
         single = isinstance(argnums, (int, np.integer))
         numbers = (argnums,) if single else tuple(argnums)  # type: ignore[arg-type]
-        return tuple(operator.index(n) for n in numbers)  # type: ignore[arg-type]
+        return tuple(map(_index, numbers))  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(
             f"argnums must be an int or a tuple of ints, not {argnums!r}"
         ) from None
+
+
+def _index(number: Any) -> int:
+    """An int; a boolean, which Python would take for one, is an error as others are."""
+    if isinstance(number, bool):
+        raise TypeError("a boolean is no index")
+    return operator.index(number)
 
 
 def positions_of(numbers: Sequence[int], args: Sequence) -> tuple[int, ...]:
@@ -266,7 +273,7 @@ def with_target(f: Callable, target: Target, has_aux: bool) -> Callable:
     else:
         try:
             index = tuple(target) if isinstance(target, (tuple, list)) else (target,)
-            index = tuple(operator.index(k) for k in index)
+            index = tuple(map(_index, index))
         except TypeError:
             raise TypeError(
                 f"target must be an int, a tuple of ints or a function, not {target!r}"
