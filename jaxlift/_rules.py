@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.extend.core import primitives as P
 from jax.tree_util import Partial
 
@@ -36,6 +37,7 @@ from jaxlift._pieces import (
     shape_of,
 )
 from jaxlift._values import (
+    Array,
     Pair,
     Slope,
     Varying,
@@ -68,13 +70,21 @@ def one_for_one(step: Step, *operands: Any) -> list:
     """Hands on each operand, whatever it is: a fixed one stays fixed.
 
     All that a varying one consists of goes the same way. Operands go together, as they
-    came: one may be there for the others to wait for.
+    came: one may be there for the others to wait for. Their tangents go apart, or JAX
+    would make zeros for what has none.
     """
     rows, trees = zip(*map(jax.tree.flatten, operands), strict=True)
-    turns = range(max(map(len, rows)))
-    columns = [step.bind(*(row[min(n, len(row) - 1)] for row in rows)) for n in turns]
-    handed = zip(trees, zip(*columns, strict=True), strict=True)
-    return [tree.unflatten(column[: tree.num_leaves]) for tree, column in handed]
+    handed = []
+    for n in range(max(map(len, rows))):
+        leaves = [row[min(n, len(row) - 1)] for row in rows]
+        outputs = step.bind(*map(lax.stop_gradient, leaves))
+        handed.append([*map(_with_tangent, outputs, leaves)])
+    columns = zip(trees, zip(*handed, strict=True), strict=True)
+    return [tree.unflatten(column[: tree.num_leaves]) for tree, column in columns]
+
+
+def _with_tangent(value: Array, source: Array) -> Array:
+    return value if is_discrete(value) else attach(value, Partial(add), (source,))
 
 
 def gradient(step: Step, *operands: Any) -> Any:
