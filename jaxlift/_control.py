@@ -6,7 +6,7 @@ A scan stays a scan and a remat stays rematerialised, over pairs instead of arra
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -45,6 +45,22 @@ from jaxlift._values import (
 def _walk(context: Context, body: Any, operands: Sequence) -> list:
     jaxpr, consts = _compat.open_jaxpr(body)
     return interpret(context, jaxpr, consts, operands)
+
+
+def _walk_apart(context: Context, body: Any, operands: Sequence) -> list:
+    """The outputs of a body that is traced on its own, no lazy ones among them."""
+    with context.apart():
+        return [settle(output) for output in _walk(context, body, operands)]
+
+
+def _walk_inside(
+    context: Context, seeds: Mapping, body: Any, operands: Sequence
+) -> tuple[list, Mapping]:
+    """The same with seeds of its own, and the tagged values; none of them is kept."""
+    inner = context.inner(seeds)
+    outputs, found = _walk_apart(inner, body, operands), inner.found
+    inner.seeds, inner.found = {}, {}
+    return outputs, found
 
 
 @lazy
@@ -174,7 +190,7 @@ def _own_derivative(step: Step, operands: Sequence) -> list:
         return [kind.moving(still(x, r)) for kind, x, r in rows]
 
     def body(moving):
-        outputs = _walk(step.context, step.params["call_jaxpr"], filled(moving))
+        outputs = _walk_apart(step.context, step.params["call_jaxpr"], filled(moving))
         rows = zip(kinds, outputs, strict=True)
         return [kind.moving(pair_of(output)) for kind, output in rows]
 
@@ -191,9 +207,7 @@ def remat(step: Step, *operands: Any) -> list:
     params, context = step.params, step.context
 
     def body(seeds, *operands):
-        inner = context.inner(seeds)
-        outputs = _walk(inner, params["jaxpr"], operands)
-        return [settle(output) for output in outputs], inner.found
+        return _walk_inside(context, seeds, params["jaxpr"], operands)
 
     body = jax.checkpoint(
         body, prevent_cse=params["prevent_cse"], policy=params["policy"]
@@ -212,7 +226,6 @@ def scan(step: Step, *operands: Any) -> list:
     if step.params["length"] == 0:  # nothing but what is handed through
         return gradient(step, *map(settle, operands))
     params, context = step.params, step.context
-    jaxpr, constants = _compat.open_jaxpr(params["jaxpr"])
     n_consts, n_carry = _compat.scan_sizes(step.eqn)
     consts, carry, xs = _parts(list(map(settle, operands)), n_consts, n_carry)
     moving = _vary(step, operands)[:n_carry]
@@ -220,10 +233,9 @@ def scan(step: Step, *operands: Any) -> list:
 
     def body(carry, row):
         xs, seeds = row
-        inner = context.inner(seeds)
-        outputs = interpret(inner, jaxpr, constants, [*consts, *carry, *xs])
-        outputs = [settle(output) for output in outputs]
-        return outputs[:n_carry], (outputs[n_carry:], inner.found)
+        operands = [*consts, *carry, *xs]
+        outputs, found = _walk_inside(context, seeds, params["jaxpr"], operands)
+        return outputs[:n_carry], (outputs[n_carry:], found)
 
     def once(carry):
         row = jax.tree.map(lambda leaf: leaf[0], (xs, seeds))
@@ -304,11 +316,7 @@ def cond(step: Step, index: Any, *operands: Any) -> list:
     kinds = _kinds_of(_vary(step, [index, *operands]))
 
     def walked(branch):
-        def function(*operands):
-            outputs = _walk(step.context, branch, operands)
-            return [settle(output) for output in outputs]
-
-        return function
+        return lambda *operands: _walk_apart(step.context, branch, operands)
 
     functions = [walked(branch) for branch in branches]
     if step.context.opens_splits:
@@ -327,7 +335,7 @@ def shard_map(step: Step, *operands: Any) -> list:
     params = step.params
 
     def body(*operands):
-        return [settle(o) for o in _walk(step.context, params["jaxpr"], operands)]
+        return _walk_apart(step.context, params["jaxpr"], operands)
 
     mapped = jax.shard_map(
         body,

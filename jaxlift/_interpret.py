@@ -210,6 +210,18 @@ class Context:
         return inner
 
     @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """While a body is traced on its own: how its values came about is forgotten.
+
+        Rules that refer to a context live on in what was traced, and would keep them.
+        """
+        before, self.origins = self.origins, self.origins.copy()
+        try:
+            yield
+        finally:
+            self.origins = before
+
+    @contextlib.contextmanager
     def where(self, taken: Any) -> Iterator[None]:
         """While a branch is walked that the input takes only where it says so."""
         self.taken.append(taken)

@@ -170,11 +170,12 @@ def _explained(method: Callable, powers: Powers) -> tuple[Pair, Any]:
 def _step(method: Callable, powers: Powers, dtype: Any) -> Pair:
     """`slope_i ((1 - M_i) t_i - sum over the others of M_j t_j)`."""
     pair, (value, reference, left, shared) = _explained(method, powers)
+    axes = powers.axes  # all of it would be kept, and its values with it
 
     def others(weights, tangent):
         weight, *slope = weights
         own = weight * tangent
-        rest = own.sum(powers.axes, keepdims=True) - own
+        rest = own.sum(axes, keepdims=True) - own
         return slope[0] * rest if slope else rest
 
     terms = (scale, left, pair), (others, shared, pair)
@@ -184,9 +185,10 @@ def _step(method: Callable, powers: Powers, dtype: Any) -> Pair:
 def _logsumexp(powers: Powers) -> Pair:
     """logsumexp, the axes kept with size 1."""
     pair, (value, reference, weights) = _explained(_LogSumExp.logsumexp, powers)
+    axes = powers.axes
 
     def total(weights, tangent):
-        return (weights * tangent).sum(powers.axes, keepdims=True)
+        return (weights * tangent).sum(axes, keepdims=True)
 
     dtype = pair.r.dtype
     term = total, weights, pair

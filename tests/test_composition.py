@@ -472,6 +472,29 @@ def test_a_tag_on_what_is_fixed_in_a_loop(table):
     np.testing.assert_allclose(found, expected[None], rtol=1e-6)
 
 
+def attending(x):
+    hidden = checkpoint_name(jnp.tanh(x @ W), "hidden")
+    return x[:2] @ (jax.nn.softmax(hidden) * hidden)
+
+
+BODIES = {
+    "remat": jax.checkpoint(attending),
+    "scan": lambda x: lax.scan(lambda c, x: (c, attending(x)), 0, x[None])[1],
+    "cond": lambda x: lax.cond(jnp.asarray(True), attending, jnp.sum, x),
+    "custom_jvp": lambda x: total_and_mask(jax.nn.softmax(x), x > 0)[0],
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_no_value_of_a_body_is_kept(name):
+    at = "hidden" if name in ("remat", "scan") else None
+    explain = jaxlift.multipliers(BODIES[name], at=at, target=jnp.sum)
+    expected = explain(X, R)
+    with jax.check_tracer_leaks(True):
+        found = explain(X, R)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 # ------------------------------------------------------------------------- errors
 
 
