@@ -49,7 +49,7 @@ RULES = {  # and the power of eps to which rounding may grow
 
 
 @pytest.mark.parametrize("rules", RULES)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", FARTHEST)
 def test_complete_to_rounding(dtype, rules):
     table, power = RULES[rules]
 
