@@ -384,19 +384,17 @@ def in_turn(step: Step, a: Sequence, b: Sequence, players: Sequence[int]) -> lis
     """
     if len(players) != 2 or step.primitive in LINEAR | SUMS:
         return [shapley(step, k, a, b, players) for k in players]
-    first, second = players
 
     def halfway(moved):
         return [a[k] if k == moved else v for k, v in enumerate(b)]
 
-    ahead, behind = halfway(first), halfway(second)
-    second_moves_first = abs(step.bind(*behind)) <= abs(step.bind(*ahead))
-    held = [
-        jnp.where(second_moves_first, u, v) for u, v in zip(behind, ahead, strict=True)
-    ]
+    one, other = map(halfway, players)
+    smaller = abs(step.bind(*one)) <= abs(step.bind(*other))
+    # While either operand moves, the other one is where it is halfway.
+    held = [jnp.where(smaller, u, v) for u, v in zip(one, other, strict=True)]
     return [
         _partial(step, k, a[k], b[k], [v for n, v in enumerate(held) if n != k])
-        for k in (first, second)
+        for k in players
     ]
 
 
