@@ -171,7 +171,7 @@ class Split(Pair):
         if is_discrete(value) or any(
             jnp.iscomplexobj(leaf) for _, w, _ in terms for leaf in jax.tree.leaves(w)
         ):
-            rows = [row for term in terms for row in _rows(*term)]
+            rows = [row for term in terms for row in _part_by_part(*term)]
             return Pair.secant(value, reference, rows)
         sides = (_both_sides(m, w, cls.of(operand)) for m, w, operand in terms)
         pos, neg = (add(*side).astype(value.dtype) for side in zip(*sides, strict=True))
@@ -238,18 +238,19 @@ def _over_orders(piece: Piece) -> tuple[Slope, Slope]:
             sum(jnp.where(ok, slope, 0) for ok, slope in zip(defined, way, strict=True))
             for way in zip(*ways, strict=True)
         )
-    most = _most(piece)
+    most = _bound(piece)
     return jnp.clip(up, -most, most) / count, jnp.clip(down, -most, most) / count
 
 
-def _most(piece: Piece) -> Array:
-    """How large a multiplier may be where only one part is there: in terms of its own.
+def _bound(piece: Piece) -> Array:
+    """The largest multiplier where only one part is there; no bound where both are.
 
-    That of the other part may be many times as large where a function saturates (from
-    -800 to 1 a relu has a slope of 1/801 up, and of 1/2 down) or next to a singularity
-    (the logarithm of counts and a pseudocount, at no counts). What it multiplies is
-    nothing, but a sum and a difference of both multipliers is what goes back through a
-    product (see `opening`): rounding would leave nothing of the smaller one.
+    A multiple of the slope of the whole way, which is that part's own. The multiplier
+    of the other part may be many times as large where a function saturates (from -800
+    to 1 a relu has a slope of 1/801 up, and of 1/2 down) or next to a singularity (the
+    logarithm of counts and a pseudocount, at no counts). What it multiplies is nothing,
+    but a sum and a difference of both multipliers is what goes back through a product
+    (see `opening`): rounding would leave nothing of the smaller one.
     """
     x, r, risen, fallen = map(wide, piece.points)
     fx, fr = (wide(number(v)) for v in piece.values[:2])
@@ -259,7 +260,7 @@ def _most(piece: Piece) -> Array:
     return jnp.where(alone, eps**-0.2 * rise, jnp.inf) / jnp.where(alone, abs(x - r), 1)
 
 
-def _rows(linear_map: Callable, weight: Any, operand: Any) -> list[tuple]:
+def _part_by_part(linear_map: Callable, weight: Any, operand: Any) -> list[tuple]:
     """A term for a value without parts: each part of a split is one of its own."""
     if linear_map is not turned:
         return [(linear_map, weight, operand)]
