@@ -226,8 +226,7 @@ def _over_orders(piece: Piece) -> tuple[Slope, Slope]:
     """
     up, up_last, down, down_last = map(piece.best_slope, range(4))
     if "total" in piece.traits:
-        # Hidden, or XLA would divide by multiplying.
-        count = lax.optimization_barrier(jnp.asarray(2, jnp.result_type(up)))
+        count = 2
         up, down = up + up_last, down + down_last
     else:
         ways = [(up, down_last), (up_last, down), (piece.best_slope(4),) * 2]
@@ -238,26 +237,31 @@ def _over_orders(piece: Piece) -> tuple[Slope, Slope]:
             sum(jnp.where(ok, slope, 0) for ok, slope in zip(defined, way, strict=True))
             for way in zip(*ways, strict=True)
         )
-    most = _bound(piece)
-    return jnp.clip(up, -most, most) / count, jnp.clip(down, -most, most) / count
+    risen, fallen = piece.points[2:]
+    return tuple(
+        _multiplier(piece, total, count, moved)
+        for total, moved in ((up, risen), (down, fallen))
+    )
 
 
-def _bound(piece: Piece) -> Array:
-    """The largest multiplier where only one part is there; no bound where both are.
+def _multiplier(piece: Piece, total: Array, count: Any, moved: Array) -> Array:
+    """The multiplier of a part, bounded where this part is not there but the other is.
 
-    A multiple of the slope of the whole way, which is that part's own. The multiplier
-    of the other part may be many times as large where a function saturates (from -800
-    to 1 a relu has a slope of 1/801 up, and of 1/2 down) or next to a singularity (the
+    By a multiple of the slope of the whole way, which is the other part's own. The
+    multiplier may be many times as large where a function saturates (from -800 to 1 a
+    relu has a slope of 1/801 up, and of 1/2 down) or next to a singularity (the
     logarithm of counts and a pseudocount, at no counts). What it multiplies is nothing,
     but a sum and a difference of both multipliers is what goes back through a product
     (see `opening`): rounding would leave nothing of the smaller one.
     """
-    x, r, risen, fallen = map(wide, piece.points)
+    x, r, moved = map(wide, (*piece.points[:2], moved))
     fx, fr = (wide(number(v)) for v in piece.values[:2])
     eps = jnp.finfo(fx.dtype).eps
     rise = abs(fx - fr) + eps * (abs(fx) + abs(fr))  # more than rounding may hide
-    alone = ((risen == r) != (fallen == r)) & (x != r)
-    return jnp.where(alone, eps**-0.2 * rise, jnp.inf) / jnp.where(alone, abs(x - r), 1)
+    run, most = abs(x - r), eps**-0.2 * rise
+    exceeds = (moved == r) & (abs(total) * run > most)
+    total = jnp.where(exceeds, jnp.sign(total) * most, total)
+    return total / (count * jnp.where(exceeds, run, 1))
 
 
 def _part_by_part(linear_map: Callable, weight: Any, operand: Any) -> list[tuple]:
