@@ -26,17 +26,19 @@ from jaxlift._interpret import (
     structural,
     tags_of,
 )
-from jaxlift._pieces import Piece, as_pieces, like, once, pair_of, settle
+from jaxlift._pieces import Piece, as_pieces, pair_of, settle
 from jaxlift._rules import choose, gradient, one_root, path
 from jaxlift._values import (
     Array,
     Pair,
     Slope,
     Varying,
+    add,
     at_input,
     at_reference,
     is_discrete,
     kind_of,
+    scale,
     still,
     stopped,
 )
@@ -118,26 +120,58 @@ def _activation(outputs: Sequence) -> bool:
 
 def _own_slopes(step: Step, operands: Sequence, outputs: Sequence[Piece]) -> list:
     pieces = as_pieces(operands)
-    return [OwnSlope(step, [*pieces, output], n) for n, output in enumerate(outputs)]
+    players = [p for p, o in enumerate(pieces) if isinstance(o, Piece)]
+    derivatives = [
+        _derivatives(step, pieces, p, n)
+        for n in _starts(outputs[0].root)
+        for p in players
+    ]
+    rows = zip(outputs, zip(*derivatives, strict=True), strict=True)
+    # What is discrete jumps, and has no derivative.
+    return [
+        output
+        if is_discrete(output.aval)
+        else OwnSlope(None, [*(pieces[p] for p in players), output, *own])
+        for output, own in rows
+    ]
+
+
+def _derivatives(step: Step, operands: Sequence, player: int, n: int) -> Sequence:
+    """The function's own derivatives in one operand, at a point of the root."""
+    at = [o.values[n] if isinstance(o, Piece) else o for o in operands]
+    if is_discrete(at[player]):
+        return [0.0] * len(step.eqn.outvars)
+
+    def function(value):
+        return step.bind(*(value if p == player else o for p, o in enumerate(at)))
+
+    return jax.jvp(function, [at[player]], [jnp.ones_like(at[player])])[1]
+
+
+def _starts(root: Any) -> list[int]:
+    """The points at which an interval of a root starts."""
+    return sorted({start for start, _ in root.intervals})
 
 
 class OwnSlope(Piece):
-    """Output `n` of an elementwise function with a derivative of its own.
+    """An elementwise function with a derivative of its own, beside its body.
 
-    Its operands are the function's, and the output as its body explains it. Two
-    functions may have one body and different derivatives.
+    Its operands are the function's, those that vary, the output as its body explains
+    it, and at each of `_starts` the derivative in each operand.
     """
 
-    repeats = False
+    @property
+    def output(self) -> Piece:
+        """The output as its body explains it."""
+        return self.pieces[-1]
 
-    def __init__(self, step: Step, operands: Sequence, n: int):
-        self.n, self.output = n, operands[-1]
+    def __init__(self, step: None, operands: Sequence):
+        self.operands = operands
         super().__init__(step, operands, self.output.order, self.output.traits)
-        self.static = (n,)
 
     def value(self, operands: Sequence) -> Array:
         """The value of the body."""
-        return operands[-1]
+        return operands[len(self.pieces) - 1]
 
     @property
     def aval(self) -> Any:
@@ -146,31 +180,21 @@ class OwnSlope(Piece):
 
     def difference(self, k: int) -> Slope:
         """The body's; where the inputs coincide, the derivative along the root."""
-        *operands, _ = self.operands
+        *players, output = self.pieces
         i, j = self.root.intervals[k]
-        at, before = self.at(i), self.at(j)
-        players = [p for p, o in enumerate(operands) if isinstance(o, Piece)]
-        primals = [at[p] for p in players]
-        tangents = [
-            like(operands[p].slope(k), v).astype(v.dtype)
-            for p, v in zip(players, primals, strict=True)
-        ]
-
-        def function(*values):
-            moved = dict(zip(players, values, strict=True))
-            return self.step.bind(*(moved.get(p, o) for p, o in enumerate(operands)))
-
-        _, derivatives = jax.jvp(function, primals, tangents)
         # NaN is not apart from anything, and its derivative is passed on.
-        moved = ((at[p] < before[p]) | (at[p] > before[p]) for p in players)
-        moved = functools.reduce(jnp.logical_or, moved)
-        elsewhere = once(_slope, None, [self.output, k])
-        return jnp.where(moved, elsewhere, derivatives[self.n])
-
-
-def _slope(step: Any, piece: Piece, k: int) -> Slope:
-    del step
-    return piece.slope(k)
+        moved = [
+            (v < before) | (v > before)
+            for v, before in ((p.values[i], p.values[j]) for p in players)
+        ]
+        derivatives = iter(self.operands[len(self.pieces) :])
+        rows = [[(next(derivatives), p) for p in players] for _ in _starts(self.root)]
+        own = rows[_starts(self.root).index(i)]
+        return jnp.where(
+            functools.reduce(jnp.logical_or, moved),
+            output.slope(k),
+            add(*(scale(derivative, player.slope(k)) for derivative, player in own)),
+        )
 
 
 def _own_derivative(step: Step, operands: Sequence) -> list:

@@ -39,7 +39,6 @@ class Piece(Varying):
     """
 
     static: tuple = ()  # what its class is called with after step and operands
-    repeats = True  # whether an equal step of equal operands does the same
     _values: Sequence[Array]
 
     def __init__(
@@ -244,8 +243,7 @@ def once(function: Callable, step: Any, operands: Sequence) -> Any:
     function must not depend on anything else.
     """
     form, arrays = _form(step, operands)
-    repeats = all(made.repeats for made, *_ in form.nodes)
-    if not repeats or len(form.nodes) > LONGEST:
+    if len(form.nodes) > LONGEST:
         return function(step, *operands)
     return _traced(function, form, arrays)
 
