@@ -23,7 +23,7 @@ from jax.extend.core import primitives as P
 
 from jaxlift import _compat
 from jaxlift._compat import existing
-from jaxlift._values import is_discrete
+from jaxlift._values import is_discrete, is_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ class _Constant:
 
 
 def _name_of_constant(value: Any) -> Any:
-    if isinstance(value, Tracer) or not is_discrete(value):
+    if isinstance(value, Tracer) or not is_discrete(value) or is_key(value):
         return "constant", id(value)
     array = np.asarray(value)
     return _Constant(array.tobytes(), str(array.dtype), array.shape)
@@ -373,6 +373,17 @@ def _absolute(eqn: Any, state: _State) -> _State:
     return state if state.power else _refuse()
 
 
+def _raised(eqn: Any, state: _State) -> _State:
+    exponent = eqn.params.get("y", 2)  # or it is a square
+    return state.but(c=state.c * exponent) if state.power else _refuse()
+
+
+def _sign(eqn: Any, u: _State, v: _State = _ZERO) -> _State:
+    """Of a power, or a comparison of it with 0: the shift has no part in it."""
+    state, other = (u, v) if _depends(u) else (v, u)
+    return None if state.power and other is _ZERO else _refuse()
+
+
 _CALLS = [P.custom_jvp_call_p, P.remat_p]
 _CALLS += existing("jit", "closed_call", "custom_vjp_call")
 _MOVES: dict[core.Primitive, Callable] = {
@@ -393,7 +404,9 @@ _RULES: dict[core.Primitive, Callable] = {
     P.log_p: _logarithm,
     P.neg_p: _negated,
     P.abs_p: _absolute,
-    P.add_p: _added(1),
+    **dict.fromkeys((P.integer_pow_p, P.square_p), _raised),
+    **dict.fromkeys((P.sign_p, P.gt_p, P.ge_p, P.lt_p, P.le_p), _sign),
+    **dict.fromkeys((P.add_p, P.add_jaxvals_p), _added(1)),
     P.sub_p: _added(-1),
     P.mul_p: _scaled(1),
     P.div_p: _scaled(-1),

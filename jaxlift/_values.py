@@ -79,6 +79,11 @@ def is_discrete(value: Any) -> bool:
     return not jnp.issubdtype(jnp.result_type(value), jnp.inexact)
 
 
+def is_key(value: Any) -> bool:
+    """Whether a value is a key of random numbers."""
+    return jnp.issubdtype(jnp.result_type(value), jax.dtypes.prng_key)
+
+
 class Varying:
     """A value that depends on the attributed input."""
 
@@ -219,7 +224,7 @@ def number(value: Any) -> Array:
     A key is no number: one that varies is handed on with zeros, up to the first step
     that makes random bits of it, which has no rule.
     """
-    if jnp.issubdtype(jnp.result_type(value), jax.dtypes.prng_key):
+    if is_key(value):
         return jnp.zeros(jnp.shape(value))
     return lax.stop_gradient(jnp.asarray(value, float)) if is_discrete(value) else value
 

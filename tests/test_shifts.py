@@ -57,6 +57,14 @@ INDEPENDENT = {
         lambda x, m: (lambda e: e / e.sum(1, keepdims=True))(
             jnp.where(V > -1, jnp.exp(x - m), 0)), rows),
     "segments": (over_segments, segments),
+    "squares": (
+        lambda x, m: powers(x, m) ** 3 / (powers(x, m) ** 2).sum(1, keepdims=True)
+        / powers(x, m), rows),
+    "signs": (
+        lambda x, m: jnp.where(powers(x, m).sum(1, keepdims=True) >= 0, x, 0)
+        * jnp.sign(powers(x, m)), rows),
+    "gradient": (
+        lambda x, m: jax.grad(lambda x: jnp.log(jnp.exp(x - m).sum(1)).sum())(x), rows),
 }  # fmt: skip
 DEPENDENT = {
     "quotient": (lambda x, m: x / m, largest),
@@ -81,6 +89,9 @@ DEPENDENT = {
         / jnp.exp(x - jnp.maximum(m, V)).sum(1, keepdims=True), rows),
     "other indices": (lambda x, m: over_segments(x, m, OTHERS), segments),
     "scaled": (lambda x, m: jnp.exp(x - m) / jnp.exp(x - 2 * m).sum(), largest),
+    "other powers": (
+        lambda x, m: powers(x, m) ** 3 / jnp.square(powers(x, m)).sum(), largest),
+    "compared": (lambda x, m: jnp.where(powers(x, m) > 0.5, x, 0), rows),
 }  # fmt: skip
 
 
@@ -115,6 +126,17 @@ def test_a_shift_that_does_not_cancel_is_that_of_the_input(name, x64):
     f, x, r, y_reference = explained(function, shift)
     np.testing.assert_allclose(y_reference, function(r, shift(x)), rtol=1e-12)
     assert not np.allclose(y_reference, f(r))
+
+
+def test_a_gradient_inside(x64):
+    """A score of a mixture: at points far apart, too."""
+    centres = jnp.linspace(-1, 1, 12).reshape(3, 4)
+    energy = lambda x: jax.nn.logsumexp(-jnp.square(x - centres).sum(1) / 2)
+    f = lambda x: jax.grad(energy)(x)[0]
+    x, r = jnp.arange(4.0), 30 * jnp.ones(4)
+    y, y_reference, pullback = jaxlift.vjp(f, x, r)
+    np.testing.assert_allclose((y, y_reference), (f(x), f(r)), rtol=1e-12)
+    np.testing.assert_allclose(pullback(1.0) @ (x - r), y - y_reference, rtol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["softmax", "sink", "attention", "segments"])
