@@ -46,6 +46,18 @@ def bind(primitive: core.Primitive, params: dict, *operands: Any) -> list:
     return list(outputs) if primitive.multiple_results else [outputs]
 
 
+def among_floats(params: dict) -> dict:
+    """The parameters of an equation of booleans or integers, for floats."""
+    changed, number = {}, np.zeros((), jax.dtypes.canonicalize_dtype(float))
+    if "preferred_element_type" in params:
+        changed["preferred_element_type"] = number.dtype
+    if params.get("update_jaxpr") is not None:  # how a scatter combines two numbers
+        combine = core.ClosedJaxpr(*open_jaxpr(params["update_jaxpr"]))
+        traced = jax.make_jaxpr(core.jaxpr_as_fun(combine))(number, number)
+        changed["update_jaxpr"], _ = open_jaxpr(traced)
+    return params | changed
+
+
 def open_jaxpr(jaxpr: Any) -> tuple[core.Jaxpr, list]:
     """A jaxpr parameter as (jaxpr, constants).
 
@@ -128,6 +140,14 @@ def expansion(eqn: core.JaxprEqn) -> Any:
         return jax.tree.leaves(high.expand(*jax.tree.unflatten(high.in_tree, leaves)))
 
     return jax.make_jaxpr(expand)(*(atom.aval for atom in eqn.invars))
+
+
+def is_hypot(eqn: core.JaxprEqn) -> bool:
+    """Whether a call is one of `jax.numpy.hypot`."""
+    if eqn.params.get("name") != "hypot":
+        return False
+    info = open_jaxpr(eqn.params["jaxpr"])[0].debug_info
+    return os.path.join("jax", "_src", "numpy") in str(info)
 
 
 def is_foreign(jaxpr: Any) -> bool:

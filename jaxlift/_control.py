@@ -27,7 +27,7 @@ from jaxlift._interpret import (
     tags_of,
 )
 from jaxlift._pieces import Piece, as_pieces, pair_of, settle
-from jaxlift._rules import choose, gradient, one_root, path
+from jaxlift._rules import choose, gradient, hypot, one_root, path
 from jaxlift._values import (
     Array,
     Pair,
@@ -75,6 +75,14 @@ def call(step: Step, *operands: Any) -> list:
     params = step.params
     body = next(params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in params)
     return _walk(step.context, body, operands)
+
+
+@lazy
+@structural
+def jitted(step: Step, *operands: Any) -> list:
+    """A function that is jitted: its body, but for `jax.numpy.hypot`."""
+    known = _compat.is_hypot(step.eqn)
+    return [hypot(step, *operands)] if known else call(step, *operands)
 
 
 @lazy
@@ -187,14 +195,18 @@ class OwnSlope(Piece):
             (v < before) | (v > before)
             for v, before in ((p.values[i], p.values[j]) for p in players)
         ]
+        own = self._along([player.slope(k) for player in players], i)
+        return jnp.where(functools.reduce(jnp.logical_or, moved), output.slope(k), own)
+
+    def tangent(self, n: int) -> Slope:
+        """The derivative of its own."""
+        return self._along([player.derivative(n) for player in self.pieces[:-1]], n)
+
+    def _along(self, slopes: Sequence[Slope], n: int) -> Slope:
+        """The derivative at a point of the root, its operands having these slopes."""
         derivatives = iter(self.operands[len(self.pieces) :])
-        rows = [[(next(derivatives), p) for p in players] for _ in _starts(self.root)]
-        own = rows[_starts(self.root).index(i)]
-        return jnp.where(
-            functools.reduce(jnp.logical_or, moved),
-            output.slope(k),
-            add(*(scale(derivative, player.slope(k)) for derivative, player in own)),
-        )
+        rows = {n: [next(derivatives) for _ in slopes] for n in _starts(self.root)}
+        return add(*map(scale, rows[n], slopes))
 
 
 def _own_derivative(step: Step, operands: Sequence) -> list:

@@ -47,6 +47,16 @@ def quotient(fa, fb, a, b, at_equal):
     return jnp.where(moved, rise, at_equal) / jnp.where(moved, run, 1)
 
 
+def accounts(slope, fa, fb, a, b, within, least=0.0):
+    """Whether `slope (a - b)` is `fa - fb`, to a fraction of the larger of the values.
+
+    `least` is what they are measured by at least.
+    """
+    run, rise = 0.5 * a - 0.5 * b, 0.5 * fa - 0.5 * fb
+    size = jnp.maximum(jnp.maximum(abs(fa), abs(fb)), least)
+    return abs(slope * run - rise) <= 0.5 * within * size
+
+
 def _settle(fa, fb, a, b, near):
     """The quotient where the values differ by half the larger of them, else `near`."""
     apart = 2 * abs(fa - fb) >= jnp.maximum(abs(fa), abs(fb))

@@ -156,6 +156,12 @@ class Step:
         return self.eqn.params
 
     @property
+    def among_floats(self) -> Step:
+        """The same step of booleans or integers as one of floats."""
+        params = _compat.among_floats(self.params)
+        return dataclasses.replace(self, eqn=self.eqn.replace(params=params))
+
+    @property
     def out_shape(self) -> tuple[int, ...]:
         """The shape of the equation's first output."""
         return self.eqn.outvars[0].aval.shape  # pyright: ignore

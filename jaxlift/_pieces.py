@@ -22,7 +22,7 @@ import numpy as np
 from jax.extend import core
 
 from jaxlift import _compat
-from jaxlift._differences import quotient, wide
+from jaxlift._differences import accounts, quotient, wide
 from jaxlift._values import Array, Pair, Slope, Varying, is_discrete, number, still
 
 
@@ -53,6 +53,7 @@ class Piece(Varying):
         self.jumps = jumps or is_discrete(self.aval)
         self.order, self.traits = order, frozenset() if self.jumps else traits
         self.slopes: dict[int, Slope] = {}
+        self.derivatives: dict[int, Slope] = {}
         for piece in self.pieces[:1]:
             self.root: Any = piece.root  # the pair that it is a function of
             self.points: Sequence[Array] = piece.points  # where the function is known
@@ -118,12 +119,18 @@ class Piece(Varying):
         return quotient(fa, fb, a, b, otherwise)
 
     def best_slope(self, k: int) -> Slope:
-        """The slope for good: the plain quotient where it is well conditioned.
+        """The slope for good, at times the quotient of the values.
 
         A difference composed by the chain and product rules can cancel between points
         that are far apart (hard_swish between 1 and -776). There neither the points
         nor the values are close to each other and their quotient has no cancellation.
         Values narrower than float32 carry too much rounding for that.
+
+        A function that is not total may blow up the rounding of what it is applied to,
+        as log does in `log(1 - logistic(x))`, or leave the slopes of what is infinite
+        at one point. Where the slope does not account for the difference of the values,
+        to rounding of what they are measured by, it is their quotient; and the
+        derivative where the points coincide is that of JAX, which rounds the same way.
         """
         slope = self.slope(k)
         if self.order < 2 or is_discrete(self.aval):
@@ -137,9 +144,39 @@ class Piece(Varying):
         def apart(u, v, half):
             return abs(half) >= 0.25 * jnp.maximum(abs(u), abs(v))
 
-        moved = (run != 0) & (abs(run) < jnp.inf)
-        far = moved & apart(a, b, run) & apart(fa, fb, rise)
-        return jnp.where(far, rise / jnp.where(far, run, 1), slope)
+        chosen = apart(a, b, run) & apart(fa, fb, rise)
+        if "total" not in self.traits:
+            within = 32 * jnp.finfo(self.aval.dtype).eps
+            explained = accounts(slope, fa, fb, a, b, within, least=1)
+            chosen |= (abs(rise) < jnp.inf) & ~explained
+            derivative = self.derivative(i)
+            own = (a == b) & (abs(derivative) < jnp.inf)
+            slope = jnp.where(own, derivative, slope)
+        chosen &= (run != 0) & (abs(run) < jnp.inf)
+        return jnp.where(chosen, rise / jnp.where(chosen, run, 1), slope)
+
+    def derivative(self, n: int) -> Slope:
+        """JAX's own derivative at one of the points of the root."""
+        for piece in self.pending(lambda piece: n in piece.derivatives):
+            piece.derivatives[n] = piece.tangent(n)
+        return self.derivatives[n]
+
+    def tangent(self, n: int) -> Slope:
+        """The same, of the derivatives of its operands."""
+        moving = {
+            k: like(operand.derivative(n), operand.values[n]).astype(operand.aval.dtype)
+            for k, operand in enumerate(self.operands)
+            if isinstance(operand, Piece) and not is_discrete(operand.aval)
+        }
+        if self.jumps or not moving:
+            return 0.0
+        at = self.at(n)
+
+        def function(*values):
+            found = dict(zip(moving, values, strict=True))
+            return self.value([found.get(k, o) for k, o in enumerate(at)])
+
+        return jax.jvp(function, [at[k] for k in moving], [*moving.values()])[1]
 
     @functools.cached_property
     def pair(self) -> Pair:
@@ -174,6 +211,11 @@ class Identity(Piece):
     def difference(self, k: int) -> Slope:
         """1, a number."""
         del k
+        return 1.0
+
+    def tangent(self, n: int) -> Slope:
+        """1, a number."""
+        del n
         return 1.0
 
 

@@ -330,7 +330,7 @@ def _signed(weight: Any, signed: Callable) -> Any:
     return jax.tree.map(lambda w: w if is_discrete(w) else signed(w), weight)
 
 
-@on_floats
+@on_floats(0, 1)
 def opening(step: Step, *operands: Any) -> Pair:
     """The Linear rule: a product with fixed weights opens a split (section 3.5.1).
 

@@ -7,7 +7,6 @@ A rule gives linear maps `M_i` with `sum_i M_i (a_i - a0_i) == p(a) - p(a0)`, wh
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -23,7 +22,7 @@ from jax.tree_util import Partial
 
 from jaxlift import _compat
 from jaxlift._compat import existing
-from jaxlift._differences import DIFFERENCES, STEPS, quotient, wide
+from jaxlift._differences import DIFFERENCES, STEPS, accounts, quotient, wide
 from jaxlift._interpret import Step, lazy, structural, unsupported
 from jaxlift._pieces import (
     Given,
@@ -96,34 +95,37 @@ def gradient(step: Step, *operands: Any) -> Any:
     return [still(x, r) for x, r in zip(xs, rs, strict=True)]
 
 
-def on_floats(rule: Callable) -> Callable:
-    """A rule for products that takes booleans and integers as floats.
+def on_floats(*numbers: int) -> Callable[[Callable], Callable]:
+    """A rule that takes booleans and integers as floats, these of its operands.
 
     What carries their tangents is the same number as a float.
     """
 
-    @functools.wraps(rule)
-    def with_floats(step: Step, *operands: Any) -> Any:
-        if not any(isinstance(o, Pair) and is_discrete(o.r) for o in operands[:2]):
-            return rule(step, *operands)
-        floats = [
-            Pair(o.source, number(o.r)) if isinstance(o, Pair) else number(o)
-            for o in operands[:2]
-        ]
-        if not is_discrete(step.eqn.outvars[0].aval):
-            return rule(step, *floats, *operands[2:])
-        dtype = {"preferred_element_type": jnp.result_type(float)}
-        among_floats = dataclasses.replace(
-            step, eqn=step.eqn.replace(params=step.params | dtype)
-        )
-        product = rule(among_floats, *floats, *operands[2:])
-        x, r = (step.bind(*map(side, operands)) for side in (stopped, at_reference))
-        return Pair(x, r, product.x)
+    def decorate(rule: Callable) -> Callable:
+        @functools.wraps(rule)
+        def with_floats(step: Step, *operands: Any) -> Any:
+            given = [k for k in numbers if k < len(operands)]
+            pairs = [operands[k] for k in given if isinstance(operands[k], Pair)]
+            if not any(is_discrete(pair.r) for pair in pairs):
+                return rule(step, *operands)
+            floats = list(operands)
+            for k in given:
+                o = operands[k]
+                floats[k] = (
+                    Pair(o.source, number(o.r)) if isinstance(o, Pair) else number(o)
+                )
+            if not is_discrete(step.eqn.outvars[0].aval):
+                return rule(step, *floats)
+            found = rule(step.among_floats, *floats)
+            x, r = (step.bind(*map(side, operands)) for side in (stopped, at_reference))
+            return Pair(x, r, found.x)
 
-    return with_floats
+        return with_floats
+
+    return decorate
 
 
-@on_floats
+@on_floats(0, 1)
 def bilinear(step: Step, *operands: Any) -> Any:
     """A product: `d(uv) = du mid(v) + mid(u) dv`; linear where one factor is fixed.
 
@@ -217,7 +219,8 @@ def path(step: Step, *operands: Any, binder: Callable | None = None) -> Any:
                 return [(outs if several else [outs])[k] for k in floats]
 
             points = [
-                r + t.astype(x.dtype) * (x - r)
+                # What is infinite at both points stays so.
+                r + t.astype(x.dtype) * jnp.where(x == r, 0, x - r)
                 for x, r in ((ends[0][k], ends[1][k]) for k in players)
             ]
             _, slopes = jax.jvp(outputs, points, list(tangents))
@@ -293,7 +296,7 @@ def _is_complex(operand: Any) -> bool:
 
 
 def _complex(step: Step, *operands: Any) -> Pair:
-    """A step of complex numbers: linear, a product, a modulus, or by the path rule.
+    """A step of complex numbers: as of real ones, a modulus, or by the path rule.
 
     `|a| - |b| = Re((a - b) conj(a + b)) / (|a| + |b|)`.
     """
@@ -312,7 +315,18 @@ def _complex(step: Step, *operands: Any) -> Pair:
         return linear(step, *operands)
     if step.primitive is P.mul_p:
         return bilinear(step, *operands)
+    if step.primitive is P.div_p:
+        return _complex_quotient(step, *operands)
     return path(step, *operands)
+
+
+def _complex_quotient(step: Step, *operands: Any) -> Pair:
+    """`d(u/v) = du (1/v + 1/v0)/2 - dv (u + u0)/2 / (v v0)`."""
+    (u, v), (u0, v0) = (map(side, operands) for side in (stopped, at_reference))
+    weights = 0.5 / v + 0.5 / v0, -(0.5 * u + 0.5 * u0) / v / v0
+    rows = zip(weights, operands, strict=True)
+    terms = ((scale, w, o) for w, o in rows if isinstance(o, Pair))
+    return secant(step.bind(u, v), step.bind(u0, v0), *terms)
 
 
 def one_root(operands: Sequence) -> bool:
@@ -480,6 +494,23 @@ def _shares(step: Step, *operands: Any) -> tuple:
     return step.bind(*xs), step.bind(*rs), [share(k) for k in players]
 
 
+def hypot(step: Step, *operands: Any) -> Pair:
+    """`h = sqrt(u^2 + v^2)`: `dh = ((u + u0) du + (v + v0) dv) / (h + h0)`.
+
+    JAX scales both operands by a power of two that depends on them, or divides by the
+    larger one: by way of these, parts of any size would have to cancel.
+    """
+    settled = [settle(operand) for operand in operands]
+    h, h0 = (step.bind(*map(side, settled))[0] for side in (stopped, at_reference))
+
+    def share(pair):
+        u, u0 = (v.astype(h.dtype) for v in (number(pair.value), number(pair.r)))
+        return (0.5 * u + 0.5 * u0) / (0.5 * h + 0.5 * h0)
+
+    pairs = [o for o in _one_shape(step, settled) if isinstance(o, Pair)]
+    return secant(h, h0, *((scale, share(pair), pair) for pair in pairs))
+
+
 def _to_root(operand: Any) -> Any:
     """An activation as it is, a pair as the function that returns it.
 
@@ -500,8 +531,8 @@ def select(step: Step, predicate: Any, *cases: Any) -> Varying:
     """`select_n`: linear in its cases; a varying predicate is a switch.
 
     Inside an activation, where the two points take different cases, the slope is the
-    quotient of the selected values: the points lie on different sides of the switch,
-    so nothing cancels. Elsewhere see `choose`.
+    quotient of the selected values, unless the one slope says the same. Elsewhere see
+    `choose`.
     """
     shapes = {shape_of(o) for o in (predicate, *cases) if isinstance(o, Varying)}
     if one_root((predicate, *cases)) and shapes == {step.out_shape}:
@@ -530,7 +561,10 @@ class Selection(Piece):
         chosen = self.step.bind(which, *(like(d, self.values[i]) for d in slopes))
         if not isinstance(switch, Piece):
             return chosen
-        return jnp.where(which == before, chosen, self.quotient(k, chosen))
+        a, b, fa, fb = (wide(v[n]) for v in (self.points, self.values) for n in (i, j))
+        # Next to a switch at which the function is continuous their quotient is noise.
+        one = accounts(chosen, fa, fb, a, b, within=4 * jnp.finfo(fa.dtype).eps)
+        return jnp.where((which == before) | one, chosen, self.quotient(k, chosen))
 
 
 def choose(index: Pair, cases: Sequence, bind: Callable) -> Pair:

@@ -21,7 +21,7 @@ from jaxlift._compat import existing
 from jaxlift._dependence import CALLS, ONE_FOR_ONE
 from jaxlift._differences import DIFFERENCES, STEPS
 from jaxlift._interpret import table
-from jaxlift._rules import gradient, indexed, linear, one_for_one
+from jaxlift._rules import gradient, indexed, linear, on_floats, one_for_one
 
 # fmt: off
 _LINEAR = existing(
@@ -32,9 +32,11 @@ _LINEAR = existing(
     "all_to_all", "ppermute", "reduce_scatter", "pvary", "reshard",
 )
 _PATH = existing(
-    "reduce_prod", "cumprod", "cumlogsumexp", "cholesky", "eig", "lu", "qr", "triangular_solve",
-    "tridiagonal_solve", "scatter_mul", "random_gamma",
+    "cumlogsumexp", "cholesky", "eig", "lu", "qr", "triangular_solve", "tridiagonal_solve",
+    "random_gamma",
 )
+_PRODUCTS = existing("reduce_prod", "cumprod", "scatter_mul")
+_MAXIMA, _MINIMA = existing("cummax", "scatter_max"), existing("cummin", "scatter_min")
 _ELEMENTWISE = {*DIFFERENCES, *STEPS}
 
 STRUCTURE = {
@@ -54,6 +56,7 @@ STRUCTURE = {
 
 RESCALE = table(
     dict.fromkeys(_PATH, _rules.path),
+    dict.fromkeys(_PRODUCTS, on_floats(0, 2)(_rules.path)),
     dict.fromkeys(_ELEMENTWISE, _rules.elementwise),
     dict.fromkeys(_LINEAR, linear),
     {
@@ -70,8 +73,8 @@ RESCALE = table(
         P.sub_p:       _softmax.log_softmax_or_subtract,
         P.log_p:       _softmax.logsumexp_or_log,
     },
-    dict.fromkeys(existing("cummax", "scatter_max"), _order.any_extremum(+1)),
-    dict.fromkeys(existing("cummin", "scatter_min"), _order.any_extremum(-1)),
+    dict.fromkeys(_MAXIMA, on_floats(0, 2)(_order.any_extremum(+1))),
+    dict.fromkeys(_MINIMA, on_floats(0, 2)(_order.any_extremum(-1))),
     dict.fromkeys(existing("argmax", "argmin"), _order.argmax),
     {P.sort_p: _order.sort, P.top_k_p: _order.top_k, P.approx_top_k_p: _order.top_k},
     {P.reduce_p: _order.reduce, P.select_and_gather_add_p: indexed(1)},
@@ -83,6 +86,7 @@ RESCALE = table(
     dict.fromkeys(existing("dynamic_update_slice"), indexed(2)),
     {_custom.custom_rule_p: _custom.own_rule},
     STRUCTURE,
+    dict.fromkeys(existing("jit"), _control.jitted),
 )
 """Rescale (Shrikumar et al. 2017, section 3.5.2), extended to every primitive."""
 

@@ -191,7 +191,7 @@ class Pair(Varying):
         if not is_discrete(step.eqn.outvars[0].aval):
             carriers = None
         else:  # the same step on the floats that carry the tangents
-            carriers = step.bind(
+            carriers = step.among_floats.bind(
                 *(
                     o.source
                     if isinstance(o, Pair)

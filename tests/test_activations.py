@@ -35,6 +35,15 @@ COMPOSED = {
     "self power": lambda x: (x * x + 1) ** (x / (1 + abs(x))),
     "capped": lambda x: jnp.minimum(x * x, jnp.maximum(3 * x, 2 - x)),
     "angle": lambda x: jnp.arctan2(x - 1, x * x),
+    # What rounding is blown up in,
+    "complement": lambda x: jnp.log(1 - nn.sigmoid(x)),
+    "cross entropy": lambda x: -0.3 * jnp.log(p := nn.sigmoid(x)) - jnp.log(1 - p),
+    "there and back": lambda x: jnp.arctanh(jnp.tanh(x)),
+    # and what is infinite at 0 inside, and finite again.
+    "capped log": lambda x: jnp.maximum(jnp.log(abs(x)), -10),
+    "rate": lambda x: jnp.tanh(jnp.log(abs(x))),
+    "inverse": lambda x: jnp.arctan(1 / x),
+    "power of two": lambda x: 2 ** jnp.maximum(jnp.floor(jnp.log2(abs(x))), -8),
 }
 POINTS = np.array([-776, -40.0, -7, -3, -1, -0.1, 0, 1e-3, 0.5, 1, 1.001, 4, 10, 20])
 POINTS = np.array([*POINTS, 49.5, 60, 100])
@@ -73,7 +82,8 @@ def test_complete_to_rounding(dtype, rules):
         finite = np.isfinite(y) & np.isfinite(y0)
         assert finite.sum() > 30, name
         y, y0, m = (np.where(finite, v, 0) for v in (y, y0, m))
-        gap = abs(m * dx - (y - y0)) / np.maximum(np.maximum(abs(y), abs(y0)), 1)
+        contribution = np.where(dx == 0, 0, m * dx)  # m is not finite, nor is f'
+        gap = abs(contribution - (y - y0)) / np.maximum(np.maximum(abs(y), abs(y0)), 1)
         worst = np.argmax(gap)
         assert gap[worst] <= 6 * eps * eps**power, (
             name,
@@ -81,3 +91,23 @@ def test_complete_to_rounding(dtype, rules):
             r[worst],
             gap[worst] / eps,
         )
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_the_limit_is_the_gradient_of_jax(name):
+    x = jnp.asarray(POINTS[abs(POINTS) <= 20], "float32")
+    f = lambda x: COMPOSED[name](x).sum()
+    both = quickly(lambda x: (jaxlift.multipliers(f)(x, x), jax.grad(f)(x)))
+    limit, gradient = both(x)
+    finite = np.isfinite(gradient)
+    scale = np.maximum(abs(gradient[finite]), 1)
+    assert (abs(limit - gradient)[finite] <= 1e-6 * scale).all()
+
+
+def test_next_to_a_switch_between_continuous_pieces():
+    """Its values differ by rounding there: the slope is not their quotient."""
+    x = jnp.array([-1.0, 1.0, 0.25, -0.25])
+    r = jnp.nextafter(x, jnp.full(4, -jnp.inf))
+    for f in (jax.scipy.special.ndtr, lambda x: jnp.where(x > 0.2, x**2, x - 0.16)):
+        slopes = jaxlift.multipliers(lambda x, f=f: f(x).sum())(x, r)
+        np.testing.assert_allclose(slopes, jax.grad(lambda x, f=f: f(x).sum())(x), 1e-5)

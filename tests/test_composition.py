@@ -296,6 +296,54 @@ def test_where_nothing_moves_an_infinite_slope_contributes_nothing(f, table):
     assert contributions[0] == 0
 
 
+# ------------------------------------------------------------- lengths and quotients
+
+HYPOT = {
+    "both": lambda x: jnp.hypot(x, x[::-1]).sum(),
+    "one": lambda x: jnp.hypot(2, x).sum(),
+    "rows": lambda x: jnp.hypot(x[:, None], x[:2]).sum(),
+    "activation": lambda x: jnp.hypot(jnp.tanh(x), x @ jnp.ones(3)).sum(),
+    "mask": lambda x: jnp.hypot(x, x > 1.5).sum(),
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("name", HYPOT)
+def test_hypot(name, table):
+    """JAX scales by powers of two that depend on the size, or divides by the larger."""
+    f, rules = HYPOT[name], getattr(jaxlift, table)
+    for scale in (1, 1e-6, 1e15):
+        contributions = complete(f, scale * X, 0 * X, rules=rules)
+        assert abs(contributions).max() <= 3 * f(scale * X)
+    m = jaxlift.multipliers(f, rules=rules)(X, X)
+    np.testing.assert_allclose(m, jax.grad(f)(X), rtol=1e-6)
+
+
+def test_hypot_in_other_tables():
+    f = lambda x: jnp.hypot(x[0], x[1])
+    m = jaxlift.multipliers(f, rules=jaxlift.GRADIENT)(X, R)
+    np.testing.assert_allclose(m, jax.grad(f)(X), rtol=1e-6)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_quotient_of_complex_numbers(table, x64):
+    """Its rule is that of real numbers; along the path next to 0 it would not do."""
+    x, r = jnp.array([1.0, -2.0]), jnp.array([1e-2, 1e-2])
+    unit = lambda z: z / (abs(z) + 1e-3)
+    for f in (unit, lambda z: 1 / z, lambda z: 3 / (z + 1e-3j), lambda z: z / (1 + z)):
+        for part in (jnp.real, jnp.imag):
+            explained = lambda x, f=f, part=part: part(f(lax.complex(x[0], x[1])))
+            complete(explained, x, r, 1e-11, rules=getattr(jaxlift, table))
+
+
+def test_what_is_infinite_at_both_points():
+    mask = jnp.array([True, False, True])
+    f = lambda x: lax.cumlogsumexp(jnp.where(mask, x, -jnp.inf))[1:].sum()
+    assert complete(f)[1] == 0
+    limit = jaxlift.multipliers(f)(X, X)
+    np.testing.assert_allclose(limit, jax.grad(f)(X), rtol=1e-6)
+
+
 # ------------------------------------------------------- booleans and integers
 
 
@@ -312,6 +360,31 @@ COUNTS = {
 def test_products_of_booleans_and_integers(name, table):
     contributions = complete(COUNTS[name], rules=getattr(jaxlift, table))
     assert contributions[0] == 0 or "both" in name
+
+
+IDS = jnp.array([2, 0, 1])
+COMBINED = {
+    "segment_sum": lambda m: jax.ops.segment_sum(m, jnp.array([0, 0, 1]), 2)[0],
+    "add": lambda m: jnp.zeros(2, int).at[0].add(m.sum())[0],
+    "subtract": lambda m: jnp.ones(2, int).at[0].subtract(m[1])[0],
+    "segment_max": lambda m: jax.ops.segment_max(m, jnp.array([0, 0, 1]), 2).sum(),
+    "multiply": lambda m: jnp.full(3, 2).at[IDS].multiply(m, unique_indices=True),
+    "prod": jnp.prod,
+    "cumprod": jnp.cumprod,
+    "cummax": lax.cummax,
+    "cummin": lax.cummin,
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("name", COMBINED)
+def test_integers_combined(name, table):
+    """Masks of what is still going on, and counts; also outside `jit`."""
+    f = lambda x: (COMBINED[name]((x > 0).astype(int)) * x).sum()
+    explain = functools.partial(complete, f, rules=getattr(jaxlift, table))
+    explain(X * jnp.array([-1, 1, 1]), R + 0.5)
+    inside = jax.jit(jaxlift.deeplift(f, rules=getattr(jaxlift, table)))(X, R)
+    np.testing.assert_allclose(explain(), inside, rtol=1e-6, atol=1e-6)
 
 
 def masked_by_a_branch(x):
@@ -438,6 +511,21 @@ def test_a_carried_key_does_not_vary(step, make_key, table):
 
     found = quickly(jaxlift.multipliers(f, rules=getattr(jaxlift, table)))(X, R)
     np.testing.assert_allclose(found, jax.grad(f)(X), rtol=1e-6)
+
+
+@pytest.mark.parametrize("closed_over", [True, False])
+def test_a_key_from_outside(closed_over):
+    """Beside a stopped maximum, whose part in the result is looked for."""
+    key = jax.random.key(1)
+
+    def f(x, key=key):
+        return (jax.nn.softmax(x) * jax.random.bernoulli(key, 0.7, x.shape)) @ X
+
+    if closed_over:
+        complete(f)
+    else:
+        found = jaxlift.deeplift(f)(X, key, R).sum()
+        np.testing.assert_allclose(found, f(X) - f(R), rtol=1e-6)
 
 
 VARYING_KEYS = {
