@@ -332,7 +332,7 @@ def expected_gradients(
     bind = _bound(f, argnums, target)
 
     @called_with_reference(f)
-    def expected(key: jax.Array, *args_and_references: Any, **kwargs: Any) -> Tree:
+    def expected(key: jax.Array, /, *args_and_references: Any, **kwargs: Any) -> Tree:
         keys = jax.random.split(key, samples)
         args, references = split_reference(args_and_references)
         count = count_references(references, args, argnums)
@@ -395,7 +395,7 @@ def smoothgrad(
     explain = method(f, argnums, target=target)
 
     @called_with_reference(f)
-    def smooth(key: jax.Array, *args_and_reference: Any, **kwargs: Any) -> Tree:
+    def smooth(key: jax.Array, /, *args_and_reference: Any, **kwargs: Any) -> Tree:
         keys = jax.random.split(key, samples)
         args, reference = split_reference(args_and_reference)
         xs, _ = attributed(args, argnums, reference)

@@ -264,6 +264,16 @@ def test_batches_of_samples_change_nothing(name, size):
     close(in_batches, at_once)
 
 
+@pytest.mark.parametrize("name", SAMPLED)
+def test_a_function_may_have_a_keyword_called_key(name):
+    method, reference = SAMPLED[name]
+    scale = lambda key: jax.random.uniform(key)
+    explain = method(lambda x, key: scale(key) * (x @ V), samples=2)
+    plain = method(lambda x: x @ V, samples=2)(KEY, X, reference)
+    own = jax.random.key(1)
+    close(explain(KEY, X, reference, key=own), scale(own) * plain)
+
+
 # ------------------------------------------------------------------------ Grad-CAM
 
 IMAGE = RNG.normal(size=(7, 6, 2)).astype(np.float32)
