@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlift._differences import wide
 
@@ -45,17 +47,38 @@ def mean_over(function: Callable, items: Any, batch_size: int | None) -> Any:
         dtypes = jax.tree.map(jnp.result_type, each)
         return jax.tree.map(lambda c: wide(c).sum(0), each)
 
+    def total_of_batch(batch):
+        return total(jax.tree.map(spread, batch, axes))
+
     def add(sums, batch):
-        return jax.tree.map(jnp.add, sums, total(batch)), None
+        return jax.tree.map(jnp.add, sums, total_of_batch(batch)), None
 
     if size >= count:
         sums = total(items)
     else:
+        # On an explicit mesh every device gets all items, and its part of each batch.
+        axes = jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec[0], items)
+        items = jax.tree.map(spread, items)
         # The first batch is what is left over, or a whole one.
         first = count % size or size
         rest = jax.tree.map(
             lambda leaf: leaf[first:].reshape(-1, size, *leaf.shape[1:]), items
         )
-        start = total(jax.tree.map(lambda leaf: leaf[:first], items))
+        start = total_of_batch(jax.tree.map(lambda leaf: leaf[:first], items))
         sums, _ = lax.scan(add, start, rest)
     return jax.tree.map(lambda s, dtype: (s / count).astype(dtype), sums, dtypes)
+
+
+def spread(leaf: Any, axis: Any = None) -> Any:
+    """`leaf` with its items along an axis of an explicit mesh, or along none.
+
+    Along none as well where the devices do not divide their number.
+    """
+    sharding = jax.typeof(leaf).sharding
+    names = (axis,) if isinstance(axis, str) else axis or ()
+    if len(leaf) % math.prod(sharding.mesh.shape[name] for name in names):
+        axis = None
+    if axis == sharding.spec[0]:
+        return leaf
+    spec = PartitionSpec(axis, *sharding.spec[1:])
+    return jax.sharding.reshard(leaf, NamedSharding(sharding.mesh, spec))

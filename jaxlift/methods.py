@@ -31,7 +31,7 @@ from jaxlift._arguments import (
     split_reference,
     with_target,
 )
-from jaxlift._batches import at_least_one, mean_over
+from jaxlift._batches import at_least_one, mean_over, spread
 from jaxlift._differences import wide
 from jaxlift._tables import DECONVNET, GRADIENT, GUIDED_BACKPROP, LRP
 from jaxlift._transforms import deeplift, intermediate, multipliers
@@ -336,7 +336,8 @@ def expected_gradients(
         keys = jax.random.split(key, samples)
         args, references = split_reference(args_and_references)
         count = count_references(references, args, argnums)
-        references = jax.tree.map(jnp.asarray, references)
+        # Any of them may be drawn: on an explicit mesh every device gets all.
+        references = jax.tree.map(spread, jax.tree.map(jnp.asarray, references))
 
         def sample(key):
             which, where = jax.random.split(key)

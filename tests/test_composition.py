@@ -144,6 +144,21 @@ def test_a_cotangent_goes_where_the_output_is():
             np.testing.assert_allclose(pullback(ct), x)
 
 
+@pytest.mark.parametrize("count", [8, 12])
+@pytest.mark.parametrize("batch_size", [None, 3, 4])
+def test_references_spread_over_devices(batch_size, count):
+    references = np.float32(np.arange(3.0 * count).reshape(count, 3) / count)
+    shap = jaxlift.deeplift_shap(tagging, batch_size=batch_size)
+    sampled = methods.expected_gradients(tagging, samples=6, batch_size=batch_size)
+    explains = shap, functools.partial(sampled, jax.random.key(0))
+    plain = [explain(X, references) for explain in explains]
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(references, jax.sharding.PartitionSpec("d"))
+        found = [jax.jit(explain)(X, sharded) for explain in explains]
+    np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-6)
+
+
 # -------------------------------------------------------------------- symbolic shapes
 
 EXPORTED = {
