@@ -225,7 +225,9 @@ def _find(visits: Sequence[Visit], written: str) -> Visit:
     """The one visit that is meant by a scope, perhaps with a number."""
     reachable = [visit for visit in visits if visit.inside is None]
     numbered = re.fullmatch(r"(.+)\[(\d+)\]", written)
-    scope, number = numbered.groups() if numbered else (written, None)
+    scope, number = written, None
+    if numbered and not _fitting(visits, written):  # a name may end so itself
+        scope, number = numbered.groups()
     fitting = _fitting(reachable, scope)
     chosen = fitting if number is None else fitting[int(number) :][:1]
     if len(chosen) == 1:

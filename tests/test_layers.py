@@ -233,6 +233,16 @@ def test_scopes_entered_several_times_are_numbered_in_order():
     close(jaxlift.intermediate(g, "layer[1]")(x), jnp.tanh(2 * first @ W))
 
 
+def test_a_scope_may_be_called_as_if_it_were_numbered():
+    x, _ = points((3,))
+    own = jax.named_scope("layer[1]")(jnp.sin)
+    f = lambda x: own(own(NET(own)(x)) * 2).sum()
+    assert names_of(f, x) == ["net", "net/layer[1]", "layer[1][0]", "layer[1][1]"]
+    g = layers.tagged(f, *names_of(f, x))
+    close(jaxlift.intermediate(g, "net/layer[1]")(x), jnp.sin(x))
+    close(jaxlift.intermediate(g, "layer[1][0]")(x), jnp.sin(jnp.sin(x)))
+
+
 def test_entries_with_nothing_between_them_count_as_one():
     x, _ = points((3,))
     twice = lambda x: layer(layer(x)).sum()
