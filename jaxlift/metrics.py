@@ -17,6 +17,9 @@ everywhere in jaxlift, `f` maps one example to a scalar, or `target` makes it on
 A *feature* is one element of `contributions`. They have the shape of `x`, or a length
 of 1 where `x` has more: then what lies along that axis is one feature, replaced as one
 (`contributions.sum(-1, keepdims=True)`: a position of DNA, a pixel of three colours).
+
+Attributions that are not finite score NaN: an explanation that broke down is not judged
+by the order of what is left of it.
 """
 
 from __future__ import annotations
@@ -111,7 +114,8 @@ def rank_agreement(a: jax.Array, b: jax.Array) -> jax.Array:
     if ranks[0].size < 2:
         raise ValueError("a and b have fewer than two elements: there is no order")
     u, v = ((r - r.mean()) / r.size for r in ranks)
-    return (u * v).sum() / jnp.sqrt((u * u).sum() * (v * v).sum())
+    agreement = (u * v).sum() / jnp.sqrt((u * u).sum() * (v * v).sum())
+    return _if_finite(agreement, a, b)
 
 
 def top_agreement(a: jax.Array, b: jax.Array, features: int | float) -> jax.Array:
@@ -143,7 +147,7 @@ def top_agreement(a: jax.Array, b: jax.Array, features: int | float) -> jax.Arra
     a, b = _alike(a, b)
     count = _count(features, a.size)
     top_of_both = (_order(a) < count) & (_order(b) < count)
-    return top_of_both.sum() / count
+    return _if_finite(top_of_both.sum() / count, a, b)
 
 
 # -------------------------------------------- of contributions and their function
@@ -189,7 +193,8 @@ def masking(f: Callable, features: int | float, *, target: Target = None) -> Cal
         contributions, x, reference = _features(contributions, x, reference)
         count = _count(features, contributions.size)
         masked = (_order(contributions) < count) & (contributions > 0)
-        return output(x) - output(jnp.where(masked, reference, x))
+        change = output(x) - output(jnp.where(masked, reference, x))
+        return _if_finite(change, contributions)
 
     return fall
 
@@ -275,6 +280,7 @@ def _curve(f: Callable, target: Target, steps: int | None, replace: Callable):
         values = lax.map(
             lambda k: output(replace(order < k, x, reference)), jnp.asarray(replaced)
         )
+        values = _if_finite(values, contributions)
         fractions = jnp.asarray(replaced / size, values.dtype)
         return Curve(jnp.trapezoid(values, fractions), values, fractions)
 
@@ -342,7 +348,7 @@ def infidelity(
             square = (predicted**2).sum()
             best = (predicted * fall).sum() / jnp.where(square == 0, 1, square)
             predicted = best * predicted
-        return ((predicted - fall) ** 2).mean()
+        return _if_finite(((predicted - fall) ** 2).mean(), contributions)
 
     return error
 
@@ -528,6 +534,12 @@ def _alike(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
             f"a and b must have the same shape; they have {a.shape} and {b.shape}"
         )
     return a, b
+
+
+def _if_finite(score: jax.Array, *attributions: jax.Array) -> jax.Array:
+    """The score, or NaN: what is not finite has no place in an order."""
+    finite = jnp.stack([jnp.isfinite(a).all() for a in attributions]).all()
+    return jnp.where(finite, score, jnp.nan)
 
 
 def _ranks(values: jax.Array) -> jax.Array:

@@ -304,6 +304,41 @@ def test_randomisation_tells_what_reads_the_parameters():
     close(jnp.sort(shuffled.reshape(-1)), leaf.reshape(-1))
 
 
+# ------------------------------------------------------------------ broken numbers
+
+LINEAR = lambda x: x.sum()
+NOT_FINITE = {
+    "rank_agreement": lambda c, x: metrics.rank_agreement(c, x),
+    "rank_agreement, the other": lambda c, x: metrics.rank_agreement(x, c),
+    "top_agreement": lambda c, x: metrics.top_agreement(c, x, 2),
+    "top_agreement, the other": lambda c, x: metrics.top_agreement(x, c, 2),
+    "masking": lambda c, x: metrics.masking(LINEAR, 2)(c, x, 0.0),
+    "deletion": lambda c, x: metrics.deletion(LINEAR)(c, x, 0.0).area,
+    "insertion": lambda c, x: metrics.insertion(LINEAR, steps=2)(c, x, 0.0).values,
+    "infidelity": lambda c, x: metrics.infidelity(LINEAR, samples=1, fraction=0.01)(
+        KEY, c, x, 0.0
+    ),
+    "completeness_gap": lambda c, x: metrics.completeness_gap(c, x.sum(), 0.0),
+    "max_sensitivity": lambda c, x: metrics.max_sensitivity(
+        lambda x, r: x * c, radius=0.1
+    )(KEY, x, 0.0),
+    "randomisation_check": lambda c, x: metrics.randomisation_check(
+        lambda w: lambda x, _: jnp.where(w["w"][0] == 0, x, c * w["w"]),
+        {"w": jnp.arange(4.0)},
+        ["w"],
+    )(KEY, x, 0.0),
+}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", NOT_FINITE)
+def test_what_is_not_finite_has_no_score(name, bad):
+    x = jnp.array([2.0, -1.0, 3.0, 1.0])
+    judge = NOT_FINITE[name]
+    assert jnp.isfinite(judge(x, x)).all()
+    assert not jnp.isfinite(judge(x.at[1].set(bad), x)).any()
+
+
 # ----------------------------------------------------------------------- errors
 
 C, X, R = CONTRIBUTIONS["elements"][0], XS[0], REFERENCE
