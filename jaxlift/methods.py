@@ -35,6 +35,7 @@ from jaxlift._batches import at_least_one, mean_over, spread
 from jaxlift._differences import wide
 from jaxlift._tables import DECONVNET, GRADIENT, GUIDED_BACKPROP, LRP
 from jaxlift._transforms import deeplift, intermediate, multipliers
+from jaxlift.metrics import completeness_gap
 
 Quadrature = Callable[[int], tuple[np.ndarray, np.ndarray]]
 Path = Callable[[Any, Any, Any], Any]
@@ -278,10 +279,11 @@ def integrated_gradients(
         integral = functools.partial(_weighted_sum, term, zeros)
         if tolerance is None:
             return integral(nodes, weights)
-        gap = _relative_gap(value(x), value(reference))
+        outputs = value(x), value(reference)
         return _refined(
             integral, zeros, nodes, weights,
-            unfinished=lambda c: gap(c) > tolerance, most=max_steps // steps,
+            gap=lambda c: completeness_gap(c, *outputs),
+            tolerance=tolerance, most=max_steps // steps,
         )  # fmt: skip
 
     return integrated
@@ -606,10 +608,11 @@ def _refined(
     nodes: np.ndarray,
     weights: np.ndarray,
     *,
-    unfinished: Callable,
+    gap: Callable,
+    tolerance: float,
     most: int,
 ) -> Tree:
-    """A rule repeated on 1, 2, 4, ... equal intervals, while unfinished.
+    """A rule repeated on 1, 2, 4, ... equal intervals, while the gap is too large.
 
     Never on more than `most` intervals, and on one in any case.
     """
@@ -624,24 +627,13 @@ def _refined(
     def again(state):
         intervals, contributions = state
         first = intervals == 1
-        return (first | unfinished(contributions)) & (intervals <= most)
+        return (first | (gap(contributions) > tolerance)) & (intervals <= most)
 
     def refine(state):
         intervals, _ = state
         return 2 * intervals, repeated(intervals)
 
     return lax.while_loop(again, refine, (jnp.int32(1), zeros))[1]
-
-
-def _relative_gap(y: jax.Array, y_reference: jax.Array) -> Callable:
-    """From contributions to how far they are from complete."""
-    scale = jnp.maximum(jnp.maximum(jnp.abs(y), jnp.abs(y_reference)), 1)
-
-    def gap(contributions):
-        total = sum(map(jnp.sum, jax.tree.leaves(contributions)))
-        return jnp.abs(total - (y - y_reference)) / scale
-
-    return gap
 
 
 def _point_like(point: Tree, x: Tree) -> Tree:

@@ -195,6 +195,16 @@ def test_refinement_begins_with_steps_and_ends_at_max_steps(tolerance, most, ste
     close(jitted(refined, X, R), jitted(ig(steps=steps), X, R))
 
 
+def test_refinement_in_half_precision_goes_on_until_it_is_complete():
+    # The change of the output is beyond float16.
+    f = lambda x: 40000 * jnp.sin(1.5 * x.mean())
+    ig = functools.partial(integrated_gradients, f, quadrature="left")
+    ends = jnp.ones(2, jnp.float16), -1.0
+    np.testing.assert_allclose(
+        ig(steps=2, tolerance=1e-3, max_steps=16)(*ends), ig(steps=16)(*ends), rtol=1e-2
+    )
+
+
 def test_refinement_ends_where_nothing_is_finite():
     ig = integrated_gradients(lambda x: jnp.sqrt(x).sum(), steps=2, tolerance=0.1)
     assert np.isnan(jitted(ig, -1 - abs(X), X * 0)).all()
