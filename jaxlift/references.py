@@ -19,6 +19,7 @@ from jax import lax
 from jax.core import Tracer
 
 from jaxlift._batches import at_least_one
+from jaxlift._differences import wide
 
 Tree = Any
 
@@ -89,7 +90,12 @@ def median(data: Tree) -> Tree:
       Array([2., 2.], dtype=float32)
     """
     _count(data)
-    return jax.tree.map(lambda leaf: jnp.median(leaf, 0), data)
+
+    def middle(leaf):
+        # The middle of two may be beyond half precision on the way.
+        return jnp.median(wide(leaf), 0).astype(jnp.result_type(leaf, float))
+
+    return jax.tree.map(middle, data)
 
 
 def sample(key: jax.Array, data: Tree, n: int) -> Tree:

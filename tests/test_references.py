@@ -207,6 +207,9 @@ def test_mean_and_median(name):
     assert_trees_close(found, jax.tree.map(oracle, DATA))
     halves = jnp.asarray(DATA["a"], jnp.bfloat16)
     assert getattr(references, name)(halves).dtype == halves.dtype
+    large = jnp.full((2, 3), 4e4, jnp.float16)  # whose sum is beyond float16
+    np.testing.assert_array_equal(getattr(references, name)(large), large[0])
+    assert getattr(references, name)(np.arange(4)).dtype == jnp.float32
 
 
 def test_constants():
