@@ -345,9 +345,10 @@ def infidelity(
 
         predicted, fall = lax.map(one, jax.random.split(key, samples))
         if scaled:
-            square = (predicted**2).sum()
-            best = (predicted * fall).sum() / jnp.where(square == 0, 1, square)
-            predicted = best * predicted
+            predicted, _ = _unit(predicted)
+            # At least 1, but for predictions of nothing at all.
+            square = jnp.maximum((predicted**2).sum(), 1)
+            predicted *= (predicted * fall).sum() / square
         return _if_finite(((predicted - fall) ** 2).mean(), contributions)
 
     return error
@@ -396,11 +397,12 @@ def max_sensitivity(explain: Callable, *, radius: float, samples: int = 16) -> C
     def sensitivity(key, x, reference):
         x = jnp.asarray(x)
         reference = like(reference, x, "x")
-        before = explain(x, reference)
+        before = _wide(explain(x, reference))
 
         def one(key):
             e = jax.random.uniform(key, x.shape, x.dtype, -radius, radius)
-            return jnp.sqrt(((explain(x + e, reference) - before) ** 2).sum())
+            moved, size = _unit(_wide(explain(x + e, reference)) - before)
+            return size * jnp.sqrt((moved**2).sum())
 
         return lax.map(one, jax.random.split(key, samples)).max()
 
@@ -522,9 +524,16 @@ def _name(path: tuple) -> str:
 
 
 def _wide(value: jax.Array) -> jax.Array:
-    """In float32 at least: sums and ranks of half precision are not."""
+    """In float32 at least: sums and squares of half precision are not."""
     value = jnp.asarray(value)
     return value.astype(jnp.promote_types(value.dtype, jnp.float32))
+
+
+def _unit(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Values from -1 to 1, whose squares stay in range, and what they are times."""
+    largest = jnp.abs(values).max(initial=0)
+    size = jnp.where(largest > 0, largest, 1)
+    return values / size, size
 
 
 def _alike(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -572,20 +581,23 @@ def _count(features: int | float, size: int) -> int:
 
 
 def _scalar(f: Callable, target: Target) -> Callable:
-    """`f` with its target, checked to be one real floating number."""
+    """`f` with its target: one real floating number, in float32 at least."""
     check_callable(f)
     chosen = with_target(f, target, has_aux=False)
 
     def scalar(x):
         y = output_array(chosen(x))
         scalar_output(y)
-        return y
+        return _wide(y)
 
     return scalar
 
 
 def _features(contributions, x, reference) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The three arrays; contributions have the axes of `x`, or length 1 there."""
+    """The three arrays; contributions have the axes of `x`, or length 1 there.
+
+    Contributions in float32 at least: their sums are no half-precision floats.
+    """
     reference = like(reference, x, "x")
     x, contributions = jnp.asarray(x), jnp.asarray(contributions)
     fits = contributions.ndim == x.ndim and all(
@@ -597,4 +609,4 @@ def _features(contributions, x, reference) -> tuple[jax.Array, jax.Array, jax.Ar
             f"{x.shape}: give the shape of x, with 1 along axes whose elements are one "
             "feature (contributions.sum(-1, keepdims=True))"
         )
-    return contributions, x, reference
+    return _wide(contributions), x, reference

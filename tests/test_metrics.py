@@ -304,6 +304,49 @@ def test_randomisation_tells_what_reads_the_parameters():
     close(jnp.sort(shuffled.reshape(-1)), leaf.reshape(-1))
 
 
+# ---------------------------------------------------------- the range of the numbers
+
+HALF = jnp.ones(4, jnp.float16)
+STEEP = lambda x: 60000 * x.mean()
+IN_HALF_PRECISION = {
+    "masking": (lambda: metrics.masking(STEEP, 4)(HALF, HALF, -1.0), 120000),
+    "deletion": (lambda: metrics.deletion(STEEP)(HALF, HALF, 0.0).area, 30000),
+    "insertion": (lambda: metrics.insertion(STEEP)(HALF, HALF, 0.0).area, 30000),
+    "infidelity": (
+        lambda: metrics.infidelity(STEEP)(KEY, 30000 * HALF, HALF, -1.0),
+        0,
+    ),
+    "scaled": (
+        lambda: metrics.infidelity(STEEP, scaled=True)(KEY, 1e-4 * HALF, HALF, -1.0),
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IN_HALF_PRECISION)
+def test_sums_and_squares_are_not_of_half_precision(name):
+    judge, expected = IN_HALF_PRECISION[name]
+    np.testing.assert_allclose(judge(), expected, rtol=1e-3, atol=1)
+
+
+@pytest.mark.parametrize("slope", [1e-4, 600.0])
+@pytest.mark.parametrize("power", [1, 1e-25, 1e25])
+def test_the_sensitivity_is_in_proportion_to_the_slope(slope, power):
+    dtype = jnp.float16 if power == 1 else jnp.float32
+    x = HALF.astype(dtype)
+    judge = lambda k: metrics.max_sensitivity(lambda x, _: k * x, radius=0.5)(KEY, x, 0)
+    np.testing.assert_allclose(judge(slope * power), slope * power * judge(1), 1e-2)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-15, 1e15, 1e30])
+def test_scaled_infidelity_does_not_see_the_unit_of_the_contributions(size):
+    judge = jax.jit(metrics.infidelity(network, target=1, scaled=True))
+    c = CONTRIBUTIONS["elements"][0]
+    error = judge(KEY, c, XS[0], REFERENCE)
+    np.testing.assert_allclose(judge(KEY, size * c, XS[0], REFERENCE), error, 1e-4)
+    assert error < judge(KEY, 0 * c, XS[0], REFERENCE)
+
+
 # ------------------------------------------------------------------ broken numbers
 
 LINEAR = lambda x: x.sum()
