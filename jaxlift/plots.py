@@ -260,7 +260,9 @@ def bars(
       [('b', -3.0), ('a', 1.0), ('2 others', 0.75)]
     """
     values = _numbers(contributions, "bars")
-    names = [f"feature {k}" for k in range(len(values))] if names is None else names
+    if names is None:
+        names = [f"feature {k}" for k in range(len(values))]
+    names = list(names)  # a pandas Series is indexed by its labels
     _check_count(names, "names", values)
     if top < 1:
         raise ValueError(f"top must be at least 1, not {top}")

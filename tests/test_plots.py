@@ -186,6 +186,13 @@ def test_bars_add_up():
         on(plots.bars, contributions, top=0)
 
 
+def test_bars_take_names_in_their_order_whatever_their_index():
+    pandas = pytest.importorskip("pandas")
+    names = pandas.Series(list("abc"), index=[2, 0, 1])
+    ax = on(plots.bars, [3.0, 2.0, 1.0], names)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == list("abc")
+
+
 @pytest.mark.parametrize(
     "draw, contributions, other, message",
     [
