@@ -532,6 +532,10 @@ def _grey(image: Any, shape: tuple[int, ...]) -> np.ndarray:
         raise ValueError(
             f"the image has shape {grey.shape}, but contributions have {shape}"
         )
+    if min(shape) < 2:
+        raise ValueError(
+            f"the image has shape {grey.shape}: outlines need two pixels each way"
+        )
     grey = grey.reshape(*shape, -1).mean(-1)
     if not np.isfinite(grey).all() or grey.min() == grey.max():
         raise ValueError("the image has no outlines: it is constant, or not finite")

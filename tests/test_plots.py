@@ -121,6 +121,8 @@ def test_image_outlines():
     ]:
         with pytest.raises(ValueError, match=message):
             on(plots.image, np.ones((6, 6)), image)
+    with pytest.raises(ValueError, match=r"\(1, 4\): outlines need two pixels"):
+        on(plots.image, np.ones((1, 4)), np.arange(4.0)[None])
 
 
 def test_logo_letters_are_as_tall_as_their_contributions():
