@@ -142,7 +142,8 @@ def nearest(x: Tree, data: Tree, labels: Any, label: Any) -> Tree:
 
     Returns:
       A tree like one example of `data`: the one nearest to `x` among those whose
-      label is not `label`. All NaN if there is none, since the labels may be traced.
+      label is not `label`, at a finite distance. All NaN if there is none, since the
+      labels may be traced.
 
     Raises:
       ValueError: shapes of `data`, `labels` or `label` that do not fit.
@@ -177,8 +178,9 @@ def nearest(x: Tree, data: Tree, labels: Any, label: Any) -> Tree:
         gap = data.astype(dtype) - x.astype(dtype)
         return jnp.sum(gap.reshape(total, -1) ** 2, -1)
 
-    other = labels != label
     distances = sum(jax.tree.leaves(jax.tree.map(squares, x, data)))
+    # Not those of NaN, which a minimum is made of before all others.
+    other = (labels != label) & jnp.isfinite(distances)
     chosen = jnp.argmin(jnp.where(other, distances, jnp.inf))
     found = other[chosen]
     return jax.tree.map(

@@ -250,6 +250,13 @@ def test_no_example_of_another_class_is_not_passed_over():
     assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(found))
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_example_that_is_not_finite_is_not_near(bad):
+    data = np.float32([[bad, 0], [5, 0], [2, 0], [bad, 0]])
+    found = references.nearest(np.zeros(2, np.float32), data, np.arange(4), 4)
+    np.testing.assert_array_equal(found, data[2])
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_representatives_are_medoids(seed):
     """No exchange of one of them for another example brings the examples nearer."""
