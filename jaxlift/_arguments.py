@@ -122,7 +122,7 @@ def attributed(args: Sequence, argnums, reference) -> tuple[tuple, tuple]:
     elif not isinstance(reference, (tuple, list)) or len(reference) != len(xs):
         raise ReferenceMismatchError(
             f"argnums is a tuple of {len(xs)}, so the reference must be a tuple of "
-            f"{len(xs)} references, not {reference!r}"
+            f"{len(xs)} references, not {_kind(reference)}"
         )
     names = [f"argument {n}" for n in numbers]
     references = tuple(map(like, reference, xs, names))
@@ -151,17 +151,32 @@ def _is_leaf(value: Any) -> bool:
     return jax.tree.structure(value) == jax.tree.structure(0)
 
 
-def _dtype_of(value: Any, what: str) -> Any:
+def _dtype_or_none(value: Any) -> Any:
+    """The dtype of an array or a number; None of anything else."""
     try:
-        if not isinstance(value, str):  # which would be taken for the name of a dtype
-            return jnp.result_type(value)
+        # A text or a type would be taken for the name of a dtype.
+        named = isinstance(value, (str, bytes, type, np.dtype))
+        return None if named else jnp.result_type(value)
     except TypeError:
-        pass
-    raise TypeError(
-        f"{what} has to be an array or a number, and is {value!r}. Of a module explain "
-        "the arrays alone: split it (equinox.partition, flax.nnx.split) and merge it "
-        "inside the function."
-    )
+        return None
+
+
+def _dtype_of(value: Any, what: str) -> Any:
+    dtype = _dtype_or_none(value)
+    if dtype is None:
+        raise TypeError(
+            f"{what} has to be an array or a number, and is {value!r}. Of a module "
+            "explain the arrays alone: split it (equinox.partition, flax.nnx.split) "
+            "and merge it inside the function."
+        )
+    return dtype
+
+
+def _kind(value: Any) -> str:
+    """What a value is, in a message: the form of a tree, not the tracers in it."""
+    tree = jax.tree.structure(value)
+    one = "one array" if is_array(value) else f"{type(value).__name__} {value!r}"
+    return one if _is_leaf(value) else f"the tree {tree}"
 
 
 def _is_weak(value: Any) -> bool:
@@ -235,7 +250,7 @@ def split_aux(output: Any) -> tuple[Any, Any]:
     if not isinstance(output, (tuple, list)) or len(output) != 2:
         raise TypeError(
             "with has_aux=True the function must return a pair (output, aux), not "
-            f"{type(output).__name__}"
+            f"{_kind(output)}"
         )
     return tuple(output)  # type: ignore[return-value]
 
@@ -243,14 +258,14 @@ def split_aux(output: Any) -> tuple[Any, Any]:
 def output_array(output: Any) -> Any:
     if not _is_leaf(output):
         raise TypeError(
-            "the explained function must return one array, not the tree "
-            f"{jax.tree.structure(output)}; wrap it to return the part to explain "
-            "(has_aux=True passes the rest through)"
+            f"the explained function must return one array, not {_kind(output)}; wrap "
+            "it to return the part to explain (has_aux=True passes the rest through)"
         )
-    dtype = jnp.result_type(output)
-    if not jnp.issubdtype(dtype, jnp.floating):
+    dtype = _dtype_or_none(output)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
-            f"the explained function must return a real floating array, not {dtype}"
+            "the explained function must return a real floating array, not "
+            f"{_kind(output) if dtype is None else dtype}"
         )
     return jnp.asarray(output)
 
