@@ -279,6 +279,22 @@ def scalar_output(y: Any) -> None:
         )
 
 
+def cotangent_like(ct: Any, y: jax.Array) -> jax.Array:
+    """The cotangent with the shape and dtype of the output."""
+    dtype = _dtype_or_none(ct)
+    if dtype is None or jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(
+            f"the cotangent of an output of dtype {y.dtype} must be real, not "
+            f"{_kind(ct) if dtype is None else dtype}"
+        )
+    if jnp.shape(ct) not in ((), y.shape):
+        raise ValueError(
+            f"the cotangent has the shape {jnp.shape(ct)}, but the output has {y.shape}"
+        )
+    ct = jnp.broadcast_to(jnp.asarray(ct, y.dtype), y.shape)
+    return _compat.placed_like(ct, y)
+
+
 def with_target(f: Callable, target: Target, has_aux: bool) -> Callable:
     """`f` followed by the choice of what to explain."""
     if target is None:

@@ -23,6 +23,7 @@ from jaxlift._arguments import (
     check_callable,
     check_rules,
     check_tags,
+    cotangent_like,
     count_references,
     is_array,
     like,
@@ -176,12 +177,7 @@ def vjp(
 
 
 def _to_multipliers(pullback: Callable, y: jax.Array, ct: Any) -> Tree:
-    if jnp.shape(ct) not in ((), y.shape):
-        raise ValueError(
-            f"the cotangent has the shape {jnp.shape(ct)}, but the output has {y.shape}"
-        )
-    ct = jnp.broadcast_to(jnp.asarray(ct, y.dtype), y.shape)
-    (multiplier,), _ = pullback(_compat.placed_like(ct, y))
+    (multiplier,), _ = pullback(cotangent_like(ct, y))
     return multiplier
 
 
