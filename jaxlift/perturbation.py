@@ -67,8 +67,8 @@ def occlusion(
       output. It costs one evaluation of `f` for each window, and one more.
 
     Raises:
-      ValueError: a window with more axes than the argument or longer than one, strides
-        that do not fit the window, a `batch_size` below 1. Otherwise as
+      ValueError: a window with more axes than the argument, longer than one or below
+        1, strides that do not fit the window, a `batch_size` below 1. Otherwise as
         `jaxlift.deeplift`.
 
     Example:
@@ -82,6 +82,8 @@ def occlusion(
     is that of Captum.
     """
     lengths = _integers(window, "window")
+    if min(lengths, default=1) < 1:
+        raise ValueError(f"window {lengths} has to be at least 1 along each axis")
     steps = _integers(1 if strides is None else strides, "strides")
     if not isinstance(strides, tuple | list):
         steps *= len(lengths)
@@ -233,10 +235,10 @@ def _covers(shape: tuple, lengths: tuple, steps: tuple) -> list[np.ndarray]:
             f"the window {lengths} has more axes than the argument of shape {shape}"
         )
     for axis, (length, size) in enumerate(zip(lengths, shape, strict=False)):
-        if not 1 <= length <= size:
+        if length > size:
             raise ValueError(
                 f"a window of length {length} does not fit axis {axis} of the argument "
-                f"of shape {shape}: it must be at least 1 and at most {size}"
+                f"of shape {shape}: it must be at most {size}"
             )
     whole = shape[len(lengths) :]
     steps = (*steps, *(1,) * len(whole))
