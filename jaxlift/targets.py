@@ -130,7 +130,8 @@ def profile(axis: int | tuple[int, ...] = -1) -> Target:
       A target: the output's shape without `axis`, in units of the output.
 
     Raises:
-      ValueError: while tracing, if the output has no such axis.
+      ValueError: while tracing, if the output has no such axis, or `axis` names one
+        twice.
 
     Example:
       >>> import jax.numpy as jnp
@@ -146,11 +147,17 @@ def profile(axis: int | tuple[int, ...] = -1) -> Target:
     axes = tuple(_integer(k, "an axis") for k in several)
 
     def target(y: Any) -> jax.Array:
-        ndim = jnp.ndim(y)
+        shape = _shape(y, "profile()")
+        ndim = len(shape)
         if not all(-ndim <= k < ndim for k in axes):
             raise ValueError(
                 f"axis {axis} of a profile is out of range for an output of shape "
-                f"{jnp.shape(y)}"
+                f"{shape}"
+            )
+        if len({k % ndim for k in axes}) < len(axes):
+            raise ValueError(
+                f"axis {axis} of a profile names one twice, of an output of shape "
+                f"{shape}"
             )
         centred = y - jnp.mean(y, axes, keepdims=True)
         weights = jax.nn.softmax(lax.stop_gradient(centred), axes)
@@ -191,13 +198,17 @@ def _integer(k: Any, what: str = "a class") -> int:
         raise TypeError(f"{what} must be an integer, not {k!r}") from None
 
 
-def _class(y: Any, k: int) -> jax.Array:
+def _shape(y: Any, target: str) -> tuple[int, ...]:
     if isinstance(y, (tuple, list, dict)):
         raise TypeError(
             f"the output is a {type(y).__name__}, not an array: pick one of its arrays "
-            "in a target of your own, target=lambda y: targets.logit(k)(y[0])"
+            f"in a target of your own, target=lambda y: targets.{target}(y[0])"
         )
-    shape = jnp.shape(y)
+    return jnp.shape(y)
+
+
+def _class(y: Any, k: int) -> jax.Array:
+    shape = _shape(y, "logit(k)")
     if not shape or not -shape[-1] <= k < shape[-1]:
         raise ValueError(
             f"class {k} is out of range for an output of shape {shape}, which has its "

@@ -182,8 +182,13 @@ ERRORS = {
     "no classes": (ValueError, r"\(\)", lambda: targets.logit(0)(X.sum())),
     "no integer": (TypeError, "'dog'", lambda: targets.logit("dog")),
     "not integers": (TypeError, "1.5", lambda: targets.log_odds(0, 1.5)),
+    "an axis twice": (
+        ValueError, r"axis \(0, -1\).*\(5,\)", lambda: targets.profile((0, -1))(f(X))),
+    "several outputs": (
+        TypeError, r"tuple.*profile\(\)\(y\[0\]\)",
+        lambda: targets.profile()((f(X), X))),
     "no such axis": (ValueError, "axis 3", lambda: targets.profile(3)(f(X))),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind, message, call", ERRORS.values(), ids=ERRORS)
