@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -188,6 +188,7 @@ def masking(f: Callable, features: int | float, *, target: Target = None) -> Cal
     Source: Shrikumar et al. 2017, section 4.1.
     """
     output = _scalar(f, target)
+    features = _number(features)
 
     def fall(contributions, x, reference):
         contributions, x, reference = _features(contributions, x, reference)
@@ -266,14 +267,15 @@ def insertion(
 
 def _curve(f: Callable, target: Target, steps: int | None, replace: Callable):
     output = _scalar(f, target)
+    given = None if steps is None else at_least_one(steps, "steps")
 
     def curve(contributions, x, reference):
         contributions, x, reference = _features(contributions, x, reference)
         size = contributions.size
-        count = size if steps is None else operator.index(steps)
-        if not 1 <= count <= size:
+        count = given or size
+        if count > size:
             raise ValueError(
-                f"steps must be from 1 to the number of features, {size}, not {steps}"
+                f"steps must be at most the number of features, {size}, not {count}"
             )
         replaced = np.rint(np.linspace(0, size, count + 1)).astype(int)
         order = _order(contributions)
@@ -450,6 +452,7 @@ def randomisation_check(
     Raises:
       ValueError: a layer that is not in `params` (the message lists what is), that is
         named twice, or that lies in another; or no layers.
+      TypeError: `layers` that is one path, not a sequence of them.
 
     Example:
       >>> import jax
@@ -467,6 +470,8 @@ def randomisation_check(
     1810.03292), section 3.
     """
     check_callable(explain)
+    if isinstance(layers, str):
+        raise TypeError(f"layers must be a list of paths, [{layers!r}], not {layers!r}")
     paths, tree = jax.tree_util.tree_flatten_with_path(params)
     depths = _depths([_name(path) for path, _ in paths], [str(k) for k in layers])
     leaves = [jnp.asarray(leaf) for _, leaf in paths]
@@ -566,12 +571,24 @@ def _order(values: jax.Array) -> jax.Array:
     return jnp.argsort(order).reshape(values.shape)
 
 
+def _number(features: Any) -> int | float:
+    if isinstance(features, (float, np.floating)):
+        return float(features)
+    try:
+        return operator.index(features)
+    except TypeError:
+        raise TypeError(
+            f"features must be an int, or a float for a fraction, not {features!r}"
+        ) from None
+
+
 def _count(features: int | float, size: int) -> int:
     """A number of features, given as such or as a fraction of all."""
-    if isinstance(features, (float, np.floating)):
+    features = _number(features)
+    if isinstance(features, float):
         count = round(features * size) if 0 < features <= 1 else 0
     else:
-        count = operator.index(features)
+        count = features
     if not 1 <= count <= size:
         raise ValueError(
             f"features must be a number from 1 to {size} or a fraction above 0 and up "
