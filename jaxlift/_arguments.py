@@ -200,17 +200,21 @@ def _leaf_like(reference: Any, x: Any, name: str) -> Any:
                 f"cast it, reference.astype('{dtype}')"
             )
     shape = jnp.shape(x)
-    try:
-        fits = jnp.broadcast_shapes(jnp.shape(reference), shape) == shape
-    except ValueError:
-        fits = False
-    if not fits:
+    if not broadcasts(reference, shape):
         raise ReferenceMismatchError(
             f"the reference of {name} has shape {jnp.shape(reference)}, which does not "
             f"broadcast to the shape {shape} of {name}"
         )
     reference = jnp.broadcast_to(jnp.asarray(reference, dtype), shape)
     return _compat.placed_like(reference, x)
+
+
+def broadcasts(value: Any, shape: tuple[int, ...]) -> bool:
+    """Whether a value can be broadcast to a shape."""
+    try:
+        return jnp.broadcast_shapes(np.shape(value), shape) == shape
+    except ValueError:
+        return False
 
 
 def count_references(references: Tree, args: Sequence, argnums: Any) -> int:

@@ -23,6 +23,7 @@ from jaxlift._arguments import (
     Target,
     Tree,
     attributed,
+    broadcasts,
     called_with_reference,
     check_callable,
     count_references,
@@ -252,8 +253,9 @@ def integrated_gradients(
       output.
 
     Raises:
-      ValueError: an unknown quadrature, `steps` below 1, `max_steps` below `steps`, a
-        path whose points are not like the argument. Otherwise as `jaxlift.deeplift`.
+      ValueError: an unknown quadrature, or one without a weight for each node, `steps`
+        below 1, `max_steps` below `steps`, a `tolerance` below 0, a path whose points
+        are not like the argument. Otherwise as `jaxlift.deeplift`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -266,9 +268,11 @@ def integrated_gradients(
     paths: section 4.
     """
     steps = at_least_one(steps, "steps")
+    if tolerance is not None and not tolerance >= 0:
+        raise ValueError(f"tolerance must be at least 0, not {tolerance}")
     if tolerance is not None and max_steps < steps:
         raise ValueError(f"max_steps {max_steps} is less than steps {steps}")
-    nodes, weights = _quadrature(quadrature)(steps)
+    nodes, weights = _rule(quadrature, steps)
     bind = _bound(f, argnums, target)
 
     @called_with_reference(f)
@@ -371,8 +375,9 @@ def smoothgrad(
       argnums: as in `jaxlift.deeplift`.
       target: as in `jaxlift.deeplift`.
       samples: the number of noisy copies.
-      noise: the standard deviation of the normal noise, a scalar in units of the
-        input. The paper's is 0.1 to 0.2 times `x.max() - x.min()`.
+      noise: the standard deviation of the normal noise in units of the input, a scalar
+        or an array that broadcasts to it. The paper's is 0.1 to 0.2 times
+        `x.max() - x.min()`.
       method: what is averaged, called as `method(f, argnums, target=target)`: another
         function of this module, or `jaxlift.deeplift`.
       batch_size: how many copies are in flight at once; all of them by default.
@@ -382,7 +387,8 @@ def smoothgrad(
       the method's.
 
     Raises:
-      ValueError: `samples` or `batch_size` below 1. Otherwise as the method.
+      ValueError: `samples` or `batch_size` below 1, `noise` that does not broadcast to
+        the input. Otherwise as the method.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -526,15 +532,21 @@ def guided_grad_cam(
 # ------------------------------------------------------------------------- helpers
 
 
-def _quadrature(quadrature: str | Quadrature) -> Quadrature:
-    if callable(quadrature):
-        return quadrature
-    if quadrature not in QUADRATURES:
+def _rule(quadrature: str | Quadrature, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """The nodes and weights of a quadrature."""
+    if not callable(quadrature) and quadrature not in QUADRATURES:
         raise ValueError(
             f"unknown quadrature {quadrature!r}: choose one of "
             f"{', '.join(QUADRATURES)}, or a function from steps to (nodes, weights)"
         )
-    return QUADRATURES[quadrature]
+    make = quadrature if callable(quadrature) else QUADRATURES[quadrature]
+    nodes, weights = make(steps)
+    if np.shape(nodes) != np.shape(weights) or np.ndim(nodes) != 1:
+        raise ValueError(
+            "quadrature must return as many weights as nodes, two arrays (n,), not of "
+            f"shapes {np.shape(nodes)} and {np.shape(weights)}"
+        )
+    return nodes, weights
 
 
 class _Bound(NamedTuple):
@@ -660,6 +672,11 @@ def _noisy(key: jax.Array, x: Tree, noise: Any) -> Tree:
     keys = jax.random.split(key, len(leaves))
 
     def moved(key, leaf):
+        if not broadcasts(noise, leaf.shape):
+            raise ValueError(
+                f"noise of shape {np.shape(noise)} does not broadcast to the argument "
+                f"of shape {leaf.shape}"
+            )
         normal = jax.random.normal(key, leaf.shape, leaf.dtype)
         return leaf + jnp.asarray(noise, leaf.dtype) * normal
 

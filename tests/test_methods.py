@@ -412,6 +412,14 @@ WHOLE = lambda x: x.sum()
 ERRORS = {
     "quadrature": (ValueError, "'simpson'.*midpoint",
                    lambda: integrated_gradients(WHOLE, quadrature="simpson")),
+    "a quadrature's weights": (
+        ValueError, r"quadrature.*\(2,\) and \(3,\)",
+        lambda: integrated_gradients(
+            WHOLE, steps=2, quadrature=lambda n: (np.zeros(n), np.ones(n + 1)))),
+    "tolerance": (ValueError, "tolerance.*nan",
+                  lambda: integrated_gradients(WHOLE, tolerance=np.nan)),
+    "noise": (ValueError, r"noise.*\(2, 4\).*\(4,\)",
+              lambda: methods.smoothgrad(WHOLE, noise=jnp.ones((2, 4)))(KEY, X, R)),
     "steps": (ValueError, "steps.*0", lambda: integrated_gradients(WHOLE, steps=0)),
     "whole steps": (TypeError, "steps.*2.5",
                     lambda: integrated_gradients(WHOLE, steps=2.5)),
