@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
+from jaxlift._arguments import broadcasts
 from jaxlift._batches import at_least_one
 from jaxlift._differences import wide
 
@@ -40,6 +41,7 @@ def constant(x: Tree, value: Any = 0.0) -> Tree:
 
     Raises:
       TypeError: a leaf that is not real floating.
+      ValueError: a value that does not broadcast to a leaf.
 
     Example:
       >>> import jax.numpy as jnp
@@ -49,7 +51,17 @@ def constant(x: Tree, value: Any = 0.0) -> Tree:
 
     Source: Shrikumar et al. 2017 (arXiv 1704.02685), section 3.1.
     """
-    return jax.tree.map(lambda leaf: jnp.full_like(_floating(leaf, "x"), value), x)
+
+    def filled(leaf):
+        leaf = _floating(leaf, "x")
+        if not broadcasts(value, leaf.shape):
+            raise ValueError(
+                f"value of shape {np.shape(value)} does not broadcast to x of shape "
+                f"{leaf.shape}"
+            )
+        return jnp.full_like(leaf, value)
+
+    return jax.tree.map(filled, x)
 
 
 def mean(data: Tree) -> Tree:
@@ -137,7 +149,7 @@ def nearest(x: Tree, data: Tree, labels: Any, label: Any) -> Tree:
     Args:
       x: the input, a tree of real floating arrays.
       data: a tree of arrays `(N, *leaf.shape)`.
-      labels: `(N,)`, the class of each example.
+      labels: `(N,)`, the class of each example, a number.
       label: the class of `x`, a scalar.
 
     Returns:
@@ -147,7 +159,8 @@ def nearest(x: Tree, data: Tree, labels: Any, label: Any) -> Tree:
 
     Raises:
       ValueError: shapes of `data`, `labels` or `label` that do not fit.
-      TypeError: a leaf of `x` or `data` that is not real floating.
+      TypeError: a leaf of `x` or `data` that is not real floating, labels that are no
+        numbers.
 
     Example:
       >>> import jax.numpy as jnp
@@ -160,11 +173,11 @@ def nearest(x: Tree, data: Tree, labels: Any, label: Any) -> Tree:
     an aid to decision confidence estimation*, Optical Engineering 34, 1995.
     """
     total = _count(data)
-    labels = jnp.asarray(labels)
-    if labels.shape != (total,) or jnp.ndim(label) != 0:
+    labels, label = _number(labels, "labels"), _number(label, "label")
+    if labels.shape != (total,) or label.ndim != 0:
         raise ValueError(
             f"labels must have the shape ({total},), one for each example of data, and "
-            f"label must be a scalar; got {labels.shape} and {jnp.shape(label)}"
+            f"label must be a scalar; got {labels.shape} and {label.shape}"
         )
 
     def squares(x, data):
@@ -657,6 +670,16 @@ def _floating(x: Any, name: str) -> jax.Array:
             "attributed to: cast it, x.astype('float32')"
         )
     return jnp.asarray(x)
+
+
+def _number(value: Any, name: str) -> jax.Array:
+    try:
+        return jnp.asarray(value)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be numbers, not of dtype {np.asarray(value).dtype}: "
+            "np.unique(labels, return_inverse=True) numbers classes that have names"
+        ) from None
 
 
 def _sequence(x: Any) -> jax.Array:

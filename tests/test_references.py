@@ -467,6 +467,21 @@ ERRORS = {
         ValueError,
         "label must be a scalar",
     ),
+    "labels that are names": (
+        lambda: references.nearest(ROWS[0], ROWS, np.array(["a", "b", "b"]), "a"),
+        TypeError,
+        "labels must.*<U1.*return_inverse",
+    ),
+    "a label that is a name": (
+        lambda: references.nearest(ROWS[0], ROWS, np.arange(3), "cat"),
+        TypeError,
+        "label must.*<U3",
+    ),
+    "a constant of another shape": (
+        lambda: references.constant(ROWS, np.ones(3)),
+        ValueError,
+        r"value of shape \(3,\).*\(3, 2\)",
+    ),
     "nearest to a batch": (
         lambda: references.nearest(ROWS, ROWS, np.arange(3), 0),
         ValueError,
