@@ -144,8 +144,7 @@ def test_a_cotangent_goes_where_the_output_is():
             np.testing.assert_allclose(pullback(ct), x)
 
 
-@pytest.mark.parametrize("count", [8, 12])
-@pytest.mark.parametrize("batch_size", [None, 3, 4])
+@pytest.mark.parametrize("batch_size, count", [(None, 8), (3, 8), (4, 12)])
 def test_references_spread_over_devices(batch_size, count):
     references = np.float32(np.arange(3.0 * count).reshape(count, 3) / count)
     shap = jaxlift.deeplift_shap(tagging, batch_size=batch_size)
