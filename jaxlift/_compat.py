@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
-from jax.core import ShapedArray
+from jax.core import ShapedArray, eval_jaxpr
 from jax.extend import core, source_info_util
 from jax.extend.core import primitives
 from jax.interpreters import ad
@@ -52,9 +53,8 @@ def among_floats(params: dict) -> dict:
     if "preferred_element_type" in params:
         changed["preferred_element_type"] = number.dtype
     if params.get("update_jaxpr") is not None:  # how a scatter combines two numbers
-        combine = core.ClosedJaxpr(*open_jaxpr(params["update_jaxpr"]))
-        traced = jax.make_jaxpr(core.jaxpr_as_fun(combine))(number, number)
-        changed["update_jaxpr"], _ = open_jaxpr(traced)
+        combine = functools.partial(eval_jaxpr, *open_jaxpr(params["update_jaxpr"]))
+        changed["update_jaxpr"], _ = open_jaxpr(jax.make_jaxpr(combine)(number, number))
     return params | changed
 
 
