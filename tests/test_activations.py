@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from compiling import quickly
 from jax import nn
-from sampling import every
+from sampling import ALL
 
 import jaxlift
 
@@ -62,7 +62,7 @@ RULES = {  # and the power of eps to which rounding may grow
     "rules, dtype",
     [
         *(("rescale", dtype) for dtype in FARTHEST),
-        *(("reveal_cancel", dtype) for dtype in every(2, FARTHEST)),
+        *(("reveal_cancel", dtype) for dtype in (FARTHEST if ALL else ["float32"])),
     ],
 )
 def test_complete_to_rounding(rules, dtype):
