@@ -204,9 +204,9 @@ class OwnSlope(Piece):
 
     def _along(self, slopes: Sequence[Slope], n: int) -> Slope:
         """The derivative at a point of the root, its operands having these slopes."""
-        derivatives = iter(self.operands[len(self.pieces) :])
-        rows = {n: [next(derivatives) for _ in slopes] for n in _starts(self.root)}
-        return add(*map(scale, rows[n], slopes))
+        first = len(self.pieces) + len(slopes) * _starts(self.root).index(n)
+        derivatives = self.operands[first : first + len(slopes)]
+        return add(*map(scale, derivatives, slopes))
 
 
 def _own_derivative(step: Step, operands: Sequence) -> list:

@@ -124,7 +124,6 @@ class Piece(Varying):
         A difference composed by the chain and product rules can cancel between points
         that are far apart (hard_swish between 1 and -776). There neither the points
         nor the values are close to each other and their quotient has no cancellation.
-        Values narrower than float32 carry too much rounding for that.
 
         A function that is not total may blow up the rounding of what it is applied to,
         as log does in `log(1 - logistic(x))`, or leave the slopes of what is infinite

@@ -238,13 +238,11 @@ def _over_orders(piece: Piece) -> tuple[Slope, Slope]:
             for way in zip(*ways, strict=True)
         )
     risen, fallen = piece.points[2:]
-    return tuple(
-        _multiplier(piece, total, count, moved)
-        for total, moved in ((up, risen), (down, fallen))
-    )
+    multiplier = functools.partial(_multiplier, piece, count)
+    return multiplier(up, risen), multiplier(down, fallen)
 
 
-def _multiplier(piece: Piece, total: Array, count: Any, moved: Array) -> Array:
+def _multiplier(piece: Piece, count: Any, total: Array, moved: Array) -> Array:
     """The multiplier of a part, bounded where this part is not there but the other is.
 
     By a multiple of the slope of the whole way, which is the other part's own. The

@@ -104,16 +104,12 @@ def on_floats(*numbers: int) -> Callable[[Callable], Callable]:
     def decorate(rule: Callable) -> Callable:
         @functools.wraps(rule)
         def with_floats(step: Step, *operands: Any) -> Any:
-            given = [k for k in numbers if k < len(operands)]
-            pairs = [operands[k] for k in given if isinstance(operands[k], Pair)]
-            if not any(is_discrete(pair.r) for pair in pairs):
+            given = [o for k, o in enumerate(operands) if k in numbers]
+            if not any(isinstance(o, Pair) and is_discrete(o.r) for o in given):
                 return rule(step, *operands)
-            floats = list(operands)
-            for k in given:
-                o = operands[k]
-                floats[k] = (
-                    Pair(o.source, number(o.r)) if isinstance(o, Pair) else number(o)
-                )
+            floats = [
+                _as_float(o) if k in numbers else o for k, o in enumerate(operands)
+            ]
             if not is_discrete(step.eqn.outvars[0].aval):
                 return rule(step, *floats)
             found = rule(step.among_floats, *floats)
@@ -123,6 +119,12 @@ def on_floats(*numbers: int) -> Callable[[Callable], Callable]:
         return with_floats
 
     return decorate
+
+
+def _as_float(operand: Any) -> Any:
+    if isinstance(operand, Pair):
+        return Pair(operand.source, number(operand.r))
+    return number(operand)
 
 
 @on_floats(0, 1)
