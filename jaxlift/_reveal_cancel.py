@@ -44,6 +44,7 @@ from jaxlift._values import (
     scale,
     secant,
     stopped,
+    sum_of_maps,
 )
 
 
@@ -173,8 +174,32 @@ class Split(Pair):
         ):
             rows = [row for term in terms for row in _part_by_part(*term)]
             return Pair.secant(value, reference, rows)
-        sides = (_both_sides(m, w, cls.of(operand)) for m, w, operand in terms)
-        pos, neg = (add(*side).astype(value.dtype) for side in zip(*sides, strict=True))
+        rows = [(m, w, cls.of(operand)) for m, w, operand in terms]
+        if all(m in (scale, turned) or not _has_sign(w) for m, w, _ in rows):
+            sides = zip(*(_both_sides(*row) for row in rows), strict=True)
+            return cls(value, reference, *(add(*s).astype(value.dtype) for s in sides))
+        maps, weights, splits = zip(*rows, strict=True)
+        total = Partial(functools.partial(sum_of_maps, maps), weights)
+        value = attach(value, total, [split.x for split in splits])
+        sizes = (m(_size(w), split.pos - split.neg) for m, w, split in rows)
+        return cls.opened(value, reference, add(*sizes))
+
+    @classmethod
+    def opened(cls, y: Array, reference: Array, size: Array) -> Split:
+        """The parts of `y` by how far they are apart: `size = pos - neg >= 0`.
+
+        `pos = (dy + size) / 2`, `neg = (dy - size) / 2`. `y` moves with the operands
+        by the multipliers, `size` with their sizes by the multipliers' absolute
+        values: two products for each operand, each way, where parts one by one with
+        `M+` and `M-` would take four.
+        """
+        value, apart = lax.stop_gradient((y, size.astype(y.dtype)))
+        dy = jnp.where(value == reference, 0, value - reference)
+        # A part that should vanish is rounding noise: clamped to its sign.
+        pos = attach(jnp.maximum(dy + apart, 0) / 2, Partial(_mean), (y, size))
+        neg = attach(
+            jnp.minimum(dy - apart, 0) / 2, Partial(_half_difference), (y, size)
+        )
         return cls(value, reference, pos, neg)
 
     @classmethod
@@ -300,32 +325,18 @@ def _both_sides(linear_map: Callable, weight: Any, split: Split) -> tuple[Array,
         stays = weight >= 0
         pos, neg = (jnp.where(stays, *those) for those in (parts, parts[::-1]))
         return scale(weight, pos), scale(weight, neg)
-    kept, crossing = _at_least_0(weight), _at_most_0(weight)
-    pos, neg = (linear_map(kept, part) for part in parts)
-    if not _has_sign(weight):
-        return pos, neg
-    pos_turned, neg_turned = (linear_map(crossing, part) for part in parts)
-    return pos + neg_turned, neg + pos_turned
-
-
-def _at_least_0(weight: Any) -> Any:
-    return _signed(weight, lambda w: jnp.maximum(w, 0))
-
-
-def _at_most_0(weight: Any) -> Any:
-    return _signed(weight, lambda w: jnp.minimum(w, 0))
+    # Indices alone, which only move and never turn.
+    return linear_map(weight, split.pos), linear_map(weight, split.neg)
 
 
 def _has_sign(weight: Any) -> bool:
-    """Whether a weight is more than indices, which only move and never turn."""
+    """Whether a weight is more than indices."""
     return not all(map(is_discrete, jax.tree.leaves(weight)))
 
 
-def _signed(weight: Any, signed: Callable) -> Any:
-    """Of a tuple of weights only the first has a sign; integers are indices."""
-    if isinstance(weight, tuple):
-        return _signed(weight[0], signed), *weight[1:]
-    return jax.tree.map(lambda w: w if is_discrete(w) else signed(w), weight)
+def _size(weight: Any) -> Any:
+    """The absolute value of a weight, or of all the weights that a map is linear in."""
+    return jax.tree.map(lambda w: w if is_discrete(w) else abs(w), weight)
 
 
 @on_floats(0, 1)
@@ -351,12 +362,7 @@ def opening(step: Step, *operands: Any) -> Pair:
     x = pair.x
     size = attach(abs(difference), Partial(scale, jnp.sign(difference)), (x,))
     y, q = product(x, weights), product(size, abs(weights))
-    value, reference = lax.stop_gradient(y), product(pair.r, weights)
-    # A part that should vanish is rounding noise: clamped to its sign.
-    dy, total = value - reference, lax.stop_gradient(q)
-    pos = attach(jnp.maximum(dy + total, 0) / 2, Partial(_mean), (y, q))
-    neg = attach(jnp.minimum(dy - total, 0) / 2, Partial(_half_difference), (y, q))
-    return Split(value, reference, pos, neg)
+    return Split.opened(y, product(pair.r, weights), q)
 
 
 opening.opens_split = True  # pyright: ignore[reportFunctionMemberAccess]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,6 +128,44 @@ def test_the_rules_in_matrices(x64):
 
     m = jaxlift.multipliers(f, rules=jaxlift.REVEAL_CANCEL)(x, r)
     np.testing.assert_allclose(m, expected, rtol=1e-10)
+
+
+def test_a_product_of_two_varying_values_in_matrices(x64):
+    """Attention's scores, restated with masks: `M+` keeps a part, `M-` turns it."""
+    rng = np.random.default_rng(2)
+    x, r, w1, w2 = rng.normal(size=(4, 3, 3))
+    f = lambda x: jnp.tanh((x @ w1) @ (x @ w2).T).sum()
+
+    up, down = (functools.partial(side, 0) for side in (np.maximum, np.minimum))
+
+    def parts(pos, neg, w):
+        return pos @ up(w) + neg @ down(w), pos @ down(w) + neg @ up(w)
+
+    dx = x - r
+    (qp, qn), (kp, kn) = (parts(up(dx), down(dx), w) for w in (w1, w2))
+    q, k = ((x + r) @ w / 2 for w in (w1, w2))
+    one, other = parts(qp, qn, k.T), parts(kp, kn, q.T)
+    p, n = (a + b.T for a, b in zip(one, other, strict=True))
+    z = (r @ w1) @ (r @ w2).T
+    t, end = np.tanh, np.tanh(z + p + n)
+    m_pos = (t(z + p) - t(z) + end - t(z + n)) / 2 / p
+    m_neg = (t(z + n) - t(z) + end - t(z + p)) / 2 / n
+
+    def back(m_pos, m_neg, w):
+        to_pos = m_pos @ up(w).T + m_neg @ down(w).T
+        return to_pos, m_pos @ down(w).T + m_neg @ up(w).T
+
+    m_q, m_k = back(m_pos, m_neg, k.T), back(m_pos.T, m_neg.T, q.T)
+    up_q, down_q = back(*m_q, w1)
+    up_k, down_k = back(*m_k, w2)
+    expected = np.where(dx > 0, up_q + up_k, down_q + down_k)
+
+    m = jaxlift.multipliers(f, rules=jaxlift.REVEAL_CANCEL)
+    np.testing.assert_allclose(m(x, r), expected, rtol=1e-9)
+    # Three products at each point, one of sizes for each operand that varies, and for
+    # each of these four two on the way back, where a gradient has one.
+    products = re.findall("dot_general", str(jax.make_jaxpr(m)(x, r)))
+    assert len(products) <= 2 * 3 + 4 + 2 * 4
 
 
 CASES = [
