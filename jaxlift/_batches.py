@@ -48,7 +48,7 @@ def mean_over(function: Callable, items: Any, batch_size: int | None) -> Any:
         return jax.tree.map(lambda c: wide(c).sum(0), each)
 
     def total_of_batch(batch):
-        return total(jax.tree.map(spread, batch, axes))
+        return total(jax.tree.map(resharded, batch, axes))
 
     def add(sums, batch):
         return jax.tree.map(jnp.add, sums, total_of_batch(batch)), None
@@ -58,7 +58,7 @@ def mean_over(function: Callable, items: Any, batch_size: int | None) -> Any:
     else:
         # On an explicit mesh every device gets all items, and its part of each batch.
         axes = jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec[0], items)
-        items = jax.tree.map(spread, items)
+        items = jax.tree.map(resharded, items)
         # The first batch is what is left over, or a whole one.
         first = count % size or size
         rest = jax.tree.map(
@@ -69,7 +69,7 @@ def mean_over(function: Callable, items: Any, batch_size: int | None) -> Any:
     return jax.tree.map(lambda s, dtype: (s / count).astype(dtype), sums, dtypes)
 
 
-def spread(leaf: Any, axis: Any = None) -> Any:
+def resharded(leaf: Any, axis: Any = None) -> Any:
     """`leaf` with its items along an axis of an explicit mesh, or along none.
 
     Along none as well where the devices do not divide their number.

@@ -32,7 +32,7 @@ from jaxlift._arguments import (
     split_reference,
     with_target,
 )
-from jaxlift._batches import at_least_one, mean_over, spread
+from jaxlift._batches import at_least_one, mean_over, resharded
 from jaxlift._differences import wide
 from jaxlift._tables import DECONVNET, GRADIENT, GUIDED_BACKPROP, LRP
 from jaxlift._transforms import deeplift, intermediate, multipliers
@@ -343,7 +343,7 @@ def expected_gradients(
         args, references = split_reference(args_and_references)
         count = count_references(references, args, argnums)
         # Any of them may be drawn: on an explicit mesh every device gets all.
-        references = jax.tree.map(spread, jax.tree.map(jnp.asarray, references))
+        references = jax.tree.map(resharded, jax.tree.map(jnp.asarray, references))
 
         def sample(key):
             which, where = jax.random.split(key)
