@@ -119,8 +119,10 @@ class _LogSumExp:
         rest = self.unit * (point.sum - point.terms)
         rest -= self.unit0 * (point0.sum - point0.terms)
         total = rest + point.log_p - point0.log_p
-        exact = total / jnp.where(close, difference, 1)
-        return jnp.where(close, exact, 1 - self.weights)
+        # The division last: XLA keeps it, and what it is made of can go.
+        return jnp.where(close, total, 1 - self.weights) / jnp.where(
+            close, difference, 1
+        )
 
     def logsumexp(self) -> tuple:
         """Its values, and the multipliers; the axes kept with size 1."""
@@ -129,8 +131,8 @@ class _LogSumExp:
 
     def log_softmax(self) -> tuple:
         """The values of `operand - logsumexp(operand)`, and the weights of `_step`."""
-        values = self.point.log_p, self.point0.log_p
-        return *values, self.left_over(), (-self.weights,)
+        left = self.left_over()
+        return after(left, self.point.log_p), self.point0.log_p, left, (-self.weights,)
 
     def softmax(self) -> tuple:
         """The values of `exp(log_softmax(operand))`, and the weights of `_step`."""
@@ -152,8 +154,8 @@ class _LogSumExp:
             slope = jnp.where(self.turned, -per_unit, slope)
             left = jnp.where(self.turned, -of_sum, left)
             weights = jnp.where(self.turned, of_sum, weights)
-        left = after(slope, left)
-        return after(slope, value), reference, slope * left, (-weights, slope)
+        value = after(left, after(slope, value))
+        return value, reference, slope * left, (-weights, slope)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "axes"))
@@ -172,10 +174,18 @@ def _step(method: Callable, powers: Powers, dtype: Any) -> Pair:
     pair, (value, reference, left, shared) = _explained(method, powers)
     axes = powers.axes  # all of it would be kept, and its values with it
 
+    # Only of weights of one sign it is known that one at most is more than half.
+    of_one_sign = powers.factors is None or is_discrete(powers.factors)
+
     def others(weights, tangent):
         weight, *slope = weights
         own = weight * tangent
-        rest = own.sum(axes, keepdims=True) - own
+        # What dominates would take the digits of the others along when it is taken off
+        # their sum, and so would its slope on the way back: it is kept apart.
+        top = of_one_sign & (abs(weight) > 0.5)
+        largest, rest = jnp.where(top, own, 0), jnp.where(top, 0, own)
+        largest, total = (v.sum(axes, keepdims=True) for v in (largest, rest))
+        rest = total + jnp.where(top, 0, largest - rest)
         return slope[0] * rest if slope else rest
 
     terms = (scale, left, pair), (others, shared, pair)
@@ -212,6 +222,16 @@ def log_softmax_of(origins: Origins, left: Any, right: Any) -> Powers | None:
     return powers if _aligned(origins, powers, right) else None
 
 
+def logsumexp_of(origins: Origins, total: Any, shift: Any) -> Powers | None:
+    """`log(sum(exp(s - shift))) + shift`, recognised."""
+    logarithm = _origin(origins, total, P.log_p, RESHAPES)
+    powers = logarithm and sum_of_powers(origins, logarithm.operands[0])
+    if powers is None or powers.shift is None:
+        return None
+    same = back(origins, shift, RESHAPES) is back(origins, powers.shift, RESHAPES)
+    return powers if same else None
+
+
 @lazy
 def softmax_or_divide(step: Step, numerator: Any, denominator: Any) -> Varying:
     """`exp(s) / sum(exp(s))`, or any other division."""
@@ -242,6 +262,21 @@ def logsumexp_or_log(step: Step, operand: Any) -> Varying:
     if powers.shift is not None:
         total = _difference(total, settle(powers.shift))
     return Pair(*(v.reshape(step.out_shape) for v in (total.x, total.r)))
+
+
+@lazy
+def logsumexp_or_add(step: Step, left: Any, right: Any) -> Varying:
+    """`log(sum(exp(s - m))) + m`, or any other sum.
+
+    It does not depend on `m`: what the logarithm and the sum pass back to it cancels,
+    but a compiler would make the multipliers of a maximum for that.
+    """
+    for total, shift in ((left, right), (right, left)):
+        powers = logsumexp_of(step.context, total, shift)
+        if powers is not None and math.prod(step.out_shape) == powers.size:
+            whole = _logsumexp(powers)
+            return Pair(*(v.reshape(step.out_shape) for v in (whole.x, whole.r)))
+    return elementwise(step, left, right)
 
 
 @lazy

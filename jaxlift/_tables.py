@@ -72,6 +72,7 @@ RESCALE = table(
         P.div_p:       _softmax.softmax_or_divide,
         P.sub_p:       _softmax.log_softmax_or_subtract,
         P.log_p:       _softmax.logsumexp_or_log,
+        P.add_p:       _softmax.logsumexp_or_add,
     },
     dict.fromkeys(_MAXIMA, on_floats(0, 2)(_order.any_extremum(+1))),
     dict.fromkeys(_MINIMA, on_floats(0, 2)(_order.any_extremum(-1))),

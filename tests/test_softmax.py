@@ -51,6 +51,59 @@ def test_a_mask_after_the_exponentials_is_one_before(form, compiled):
     assert (found[SEEN == 0] == 0).all()
 
 
+MIXED = {
+    "mean": lambda x: nn.softmax(x) @ jnp.arange(6.0),
+    "squares": lambda x: (nn.softmax(x) ** 2).sum(),
+    "attended": lambda x: nn.softmax(x) @ jnp.tanh(x[::-1]),
+    "twice": lambda x: nn.softmax(nn.softmax(x)) @ jnp.arange(6.0),
+    "log": lambda x: jnp.tanh(nn.log_softmax(x)).sum(),
+}
+
+
+@pytest.mark.parametrize("table", ["RESCALE", "REVEAL_CANCEL"])
+@pytest.mark.parametrize("form", MIXED)
+def test_all_outputs_of_points_far_from_each_other(form, table):
+    """One logit dominates: beside it the others keep their digits, each way."""
+    rng = np.random.default_rng(3)
+    opened = np.eye(6, dtype=np.float32)
+    f = lambda x: MIXED[form](x @ opened)
+
+    @jax.jit
+    @jax.vmap
+    def gap(x, r):
+        y, y0, pullback = jaxlift.vjp(f, x, r, rules=getattr(jaxlift, table))
+        contributions = pullback(jnp.ones_like(y)) * (x - r)
+        return abs(contributions.sum() - (y - y0)), abs(contributions).sum()
+
+    for scale in (100, 1e3, 1e4):
+        x, r = rng.normal(size=(2, 40, 6)).astype(np.float32)
+        gaps, sizes = gap(scale * x, r)
+        # Contributions, or parts, as large as the distance leave a few roundings.
+        assert (gaps <= 1e-5 + 5e-7 * np.maximum(sizes, scale / 10)).all()
+
+
+def test_a_logsumexp_with_any_shift():
+    """Its own shift, before and behind it, and one that is not."""
+    log = lambda x, m: jnp.log(jnp.exp(x - m).sum())
+    x, r = jnp.array([1.0, -2, 60]), jnp.array([3.0, 4, -1])
+    expected = jaxlift.deeplift(nn.logsumexp)(x, r)
+    for f in (
+        lambda x: log(x, x.max()) + x.max(),
+        lambda x: x.mean() + log(x, x.max()),
+    ):
+        contributions = jaxlift.deeplift(f)(x, r)
+        np.testing.assert_allclose(contributions.sum(), f(x) - f(r), rtol=1e-5)
+
+    def shifted(x, before, stop=lax.stop_gradient):
+        m = stop(x.max())
+        return m + log(x, m) if before else log(x, m) + m
+
+    for stop in (lax.stop_gradient, lambda m: m):
+        for before in (True, False):
+            found = jaxlift.deeplift(lambda x: shifted(x, before, stop))(x, r)  # noqa: B023
+            np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 FACTORS = np.array([1.0, -2.0, 0.5])
 SIGNED = {
     "below": lambda e: e / (FACTORS * e).sum(),
