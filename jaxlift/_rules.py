@@ -41,6 +41,7 @@ from jaxlift._values import (
     Slope,
     Varying,
     add,
+    after,
     at_input,
     at_reference,
     attach,
@@ -288,7 +289,7 @@ def elementwise(step: Step, *operands: Any) -> Varying:
         and not is_discrete(step.eqn.outvars[0].aval)
     ):
         return linear(step, *map(settle, players))
-    return _players(step, players)
+    return _players(step, players, any(_is_broadcast(step, o) for o in operands))
 
 
 def _is_complex(operand: Any) -> bool:
@@ -472,13 +473,28 @@ def _compare(step: Step, u: Any, v: Any) -> Piece:
     return Given(None, [piece_of(root), *values])
 
 
-def _players(step: Step, operands: Sequence) -> Pair:
-    """A step of several pairs; an activation passes its multipliers on to its root."""
+def _players(step: Step, operands: Sequence, broadcast: bool) -> Pair:
+    """A step of several pairs; an activation passes its multipliers on to its root.
+
+    Its weights are made before its value, to be kept for the way back, unless what one
+    of them consists of is smaller: an operand that came by a broadcast.
+    """
     operands = [_to_root(operand) for operand in operands]
     value, reference, weights = once(_shares, step, operands)
+    for weight in weights:
+        if not broadcast and not isinstance(weight, tuple):
+            value = after(weight, value)
     roots = [operand.root for operand in operands if isinstance(operand, Piece)]
     terms = (root.term(w) for root, w in zip(roots, weights, strict=True))
     return secant(value, reference, *terms)
+
+
+def _is_broadcast(step: Step, operand: Any) -> bool:
+    if not isinstance(operand, Varying):
+        return False
+    origin = step.context.origin(operand)
+    made_larger = origin is not None and origin.eqn.primitive is P.broadcast_in_dim_p
+    return made_larger or shape_of(operand) != step.out_shape
 
 
 def _shares(step: Step, *operands: Any) -> tuple:

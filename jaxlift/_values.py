@@ -48,22 +48,33 @@ def _attach_jvp(primals, tangents):
     return value, jax.tree.map(lambda t, v: t.astype(v.dtype), tangent, value)
 
 
-@functools.partial(jax.jit, inline=True)
-def after(slope: Array, value: Array) -> Array:
+def after(slope: Slope, value: Array) -> Array:
     """`value`, made after `slope`, so that the slope is what is kept for the way back.
+
+    If it is an array, a slope for each element of the value.
 
     The slope's one use is on the way back. A compiler would move it there, and keep
     what it is made of: the activation at both points, two arrays for one. So the value
     waits for it, in a test that never holds. (On CPUs a barrier around the slope itself
-    changes nothing; one that hides the limit of the test does.)
+    changes nothing; one that hides the limit of the test does.) It ends in a division,
+    by 1: what ends in a selection XLA would evaluate again in all that uses the value,
+    the slope with it.
     """
+    each = jnp.ndim(slope) > 0 and jnp.shape(slope) == jnp.shape(value)
+    if not each or is_discrete(value):
+        return value
+    return _after(slope, value)
+
+
+@functools.partial(jax.jit, inline=True)
+def _after(slope, value):
     return _wait(*lax.stop_gradient((slope, value)))
 
 
 @jax.custom_batching.custom_vmap
 def _wait(slope, value):
     limit = lax.optimization_barrier(np.asarray(np.inf, slope.dtype))
-    return jnp.where(slope > limit, 0, value)
+    return value / jnp.where(slope > limit, 2, 1).astype(value.dtype)
 
 
 @_wait.def_vmap
@@ -151,10 +162,7 @@ class Pair(Varying):
 
     def close(self, piece: Any, value: Array, reference: Array, slope: Any) -> Pair:
         """A function of this pair as a pair, by its values and its `weights`."""
-        whole = jnp.ndim(slope) > 0 and jnp.shape(slope) == jnp.shape(value)
-        if whole and not is_discrete(value):
-            value = after(slope, value)
-        return secant(value, reference, self.term(slope))
+        return secant(after(slope, value), reference, self.term(slope))
 
     @classmethod
     def of(cls, pair: Pair) -> Pair:
