@@ -20,6 +20,7 @@ jnp. `d` is 0 where `a == b`, infinities included.
 
 import math
 from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,15 +37,15 @@ def wide(x):
     return lax.convert_element_type(x, jnp.float32) if narrow else x
 
 
-def quotient(fa, fb, a, b, at_equal):
-    """`(fa - fb) / (a - b)`, and `at_equal` where that is no number."""
+def quotient(fa, fb, a, b, otherwise, where: Any = True):
+    """`(fa - fb) / (a - b)` where it is a number and wanted, elsewhere `otherwise`."""
     # By halves: the difference of huge opposite points is finite. The division comes
     # last: XLA keeps what a division makes, and repeats what a selection makes.
     run, rise = 0.5 * a - 0.5 * b, 0.5 * fa - 0.5 * fb
     # XLA flushes a denormal run to 0, and may contract the product that made `a` with
     # the run. From infinity, too, the slope is that at `a`.
-    moved = (a != b) & (run != 0) & (abs(run) < jnp.inf)
-    return jnp.where(moved, rise, at_equal) / jnp.where(moved, run, 1)
+    moved = (a != b) & (run != 0) & (abs(run) < jnp.inf) & where
+    return jnp.where(moved, rise, otherwise) / jnp.where(moved, run, 1)
 
 
 def accounts(slope, fa, fb, a, b, within, least=0.0):
@@ -60,7 +61,7 @@ def accounts(slope, fa, fb, a, b, within, least=0.0):
 def _settle(fa, fb, a, b, near):
     """The quotient where the values differ by half the larger of them, else `near`."""
     apart = 2 * abs(fa - fb) >= jnp.maximum(abs(fa), abs(fb))
-    return jnp.where(apart, quotient(fa, fb, a, b, near), near)
+    return quotient(fa, fb, a, b, near, apart)
 
 
 def gap(a, b):
@@ -113,7 +114,7 @@ def _smooth(f, reach):
 
         near = (abs(a - b) < reach(a, b, *others)) | (a == b)
         mean = _mean(slope, a, jnp.where(near, b, a))
-        return jnp.where(near, mean, quotient(f(a, *others), f(b, *others), a, b, mean))
+        return quotient(f(a, *others), f(b, *others), a, b, mean, ~near)
 
     return difference
 
@@ -266,15 +267,21 @@ def _cos(a, b, **_):
 
 
 def _wave(fa, fb, a, b, mean):
-    h = jnp.clip(gap(a, b) / 2, max=1)
-    near = mean * _over(lax.tan(h), h, 1)
-    return jnp.where(h < 1, near, quotient(fa, fb, a, b, near))
+    # tan(h) / h by the continued fraction of `_by_tanh`, its signs alternating.
+    h, run, rise = gap(a, b) / 2, 0.5 * a - 0.5 * b, 0.5 * fa - 0.5 * fb
+    near, finite = h < 1, abs(run) < jnp.inf
+    z = jnp.where(near, h * h, 0)
+    over = under = jnp.ones_like(z)
+    for k in range(5 if z.dtype == np.float32 else 9, 0, -1):
+        over, under = under, under - z * (1 / (4 * k * k - 1)) * over
+    run, rise = jnp.where(finite, run, 1), jnp.where(finite, rise, mean)
+    return jnp.where(near, mean * over, rise) / jnp.where(near, under, run)
 
 
 def _tan(a, b, **_):
     fa, fb, d = lax.tan(a), lax.tan(b), jnp.clip(gap(a, b), max=1)
     near = (1 + fa * fb) * _over(lax.tan(d), d, 1)
-    return jnp.where(d < 1, near, quotient(fa, fb, a, b, near))
+    return quotient(fa, fb, a, b, near, d >= 1)
 
 
 def _asin(a, b, **_):
@@ -305,7 +312,7 @@ def _angle(fa, fb, a, b, turn, held):
     near = turn * _over(angle, d, h / cosine / scale)
     largest = jnp.maximum(abs(fa), abs(fb))
     apart = (2 * abs(fa - fb) >= jnp.minimum(largest, 1)) | (cosine == 0)
-    return jnp.where(apart, quotient(fa, fb, a, b, near), near)
+    return quotient(fa, fb, a, b, near, apart)
 
 
 def _atan2_y(a, b, x, **_):
@@ -363,14 +370,14 @@ def _pow_x(a, b, y, **_):
     fold = quotient(x0, x1, a, b, jnp.sign(a))
     near = larger * rate * decay(rate * gap(x0, x1)) * fold
     near = jnp.where(gap(a, b) == 0, y * jnp.power(a, y - 1), near)
-    return jnp.where(y == 0, 0, _settle(fa, fb, a, b, near))
+    return _settle(fa, fb, a, b, jnp.where(y == 0, 0, near))
 
 
 def _pow_y(a, b, x, **_):
     fa, fb = jnp.power(x, a), jnp.power(x, b)
     log = lax.log(jnp.where(x == 0, 1, x))
     near = jnp.maximum(fa, fb) * log * decay(log * gap(a, b))
-    return jnp.where(x > 0, near, quotient(fa, fb, a, b, near))
+    return quotient(fa, fb, a, b, near, x <= 0)
 
 
 def _div_v(a, b, u, **_):
