@@ -16,10 +16,10 @@ from jaxlift._differences import wide
 
 
 def at_least_one(value: Any, name: str) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, not {value!r}") from None
+    """A count that a caller gives, as an int."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, not {value!r}")
+    number = operator.index(value)
     if number < 1:
         raise ValueError(f"{name} must be at least 1, not {number}")
     return number

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -57,10 +58,11 @@ def extremum(sign: int) -> Callable:
     def rule(step: Step, operand: Pair) -> Pair:
         axes = step.params["axes"]
         last = tuple(range(-len(axes), 0))
+        size = math.prod(operand.r.shape[axis] for axis in axes)
 
         def flat(array):
             moved = jnp.moveaxis(array, axes, last)
-            return moved.reshape(*step.out_shape, -1)
+            return moved.reshape(*step.out_shape, size)
 
         x, r = (sign * wide(flat(number(v))) for v in operand.ends)
         weights = _extremum_weights(x, r, _shares)
@@ -135,4 +137,4 @@ def patches(
         array = jnp.stack(
             [lax.slice_in_dim(array, s, s + stop, stride, axis) for s in starts], -1
         )
-    return array.reshape(*array.shape[:rank], -1)
+    return array.reshape(*array.shape[:rank], math.prod(array.shape[rank:]))

@@ -52,12 +52,15 @@ def any_extremum(sign: int) -> Callable:
         def tangent(ends, *tangents):
             xs, rs, value, reference = ends
             c = (jnp.maximum if sign > 0 else jnp.minimum)(value, reference)
-            differences = [xs[k] - rs[k] for k in players]
-            rows = list(zip(tangents, differences, strict=True))
-            moving = [
-                jnp.where(d == 0, 0, t / jnp.where(d == 0, 1, d)) for t, d in rows
+            # By comparison: XLA may contract the product that made a value with the
+            # difference, which is not 0 then.
+            rests = [(xs[k] == rs[k]) | (xs[k] - rs[k] == 0) for k in players]
+            rows = [
+                (t, rest, jnp.where(rest, 1, xs[k] - rs[k]))
+                for k, t, rest in zip(players, tangents, rests, strict=True)
             ]
-            resting = [jnp.where(d == 0, t, 0) for t, d in rows]
+            moving = [jnp.where(rest, 0, t / d) for t, rest, d in rows]
+            resting = [jnp.where(rest, t, 0) for t, rest, _ in rows]
             up, down = derivative(xs, moving), derivative(rs, moving)
             still_there = derivative(xs, resting)
             return (c - reference) * up + (value - c) * down + still_there

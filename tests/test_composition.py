@@ -333,6 +333,36 @@ def test_hypot(name, table):
     np.testing.assert_allclose(m, jax.grad(f)(X), rtol=1e-6)
 
 
+EXTREMA = {  # of products, which a compiler contracts with what is subtracted from them
+    "cummax": lambda x: lax.cummax(FACTORS * x).sum(),
+    "cummin": lambda x: lax.cummin(FACTORS * x).sum(),
+    "square": lambda x: lax.cummax(x * x[::-1]).sum(),
+    "segments": lambda x: jax.ops.segment_max(jnp.outer(FACTORS, x), HALVES, 2).sum(),
+    "reduce": lambda x: lax.reduce(
+        jnp.outer(FACTORS, x), -jnp.inf * jnp.ones(()), lax.max, (1,)
+    ).sum(),
+}
+FACTORS, HALVES = np.array([0.1, 0.7, 1.3, -0.9], np.float32), np.array([0, 0, 1, 1])
+
+
+@pytest.mark.parametrize("name", EXTREMA)
+def test_an_extremum_of_products_at_the_reference(name):
+    x = jnp.array([0.3, 0.6, 0.9, -1.7])
+    multipliers = jax.jit(jaxlift.multipliers(EXTREMA[name]))(x, x)
+    np.testing.assert_allclose(multipliers, jax.grad(EXTREMA[name])(x), rtol=1e-6)
+
+
+def test_nothing_at_all_to_explain():
+    pooled = lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, 2), (1, 2), "VALID")
+    rows = lambda x: x.max(1)
+    for f in (rows, jax.nn.softmax, jax.nn.log_softmax, jax.nn.logsumexp, pooled):
+        nothing = jnp.zeros((0, 3))
+        if f is jax.nn.logsumexp:
+            f = functools.partial(f, axis=1)
+        explained = jaxlift.deeplift(lambda x, f=f: f(x).sum())(nothing, 0.0)
+        assert explained.shape == nothing.shape
+
+
 def test_hypot_in_other_tables():
     f = lambda x: jnp.hypot(x[0], x[1])
     m = jaxlift.multipliers(f, rules=jaxlift.GRADIENT)(X, R)

@@ -330,6 +330,8 @@ ERRORS = {
                       lambda: jaxlift.deeplift_shap(F)(X, jnp.ones((0, 3)))),
     "batch_size": (ValueError, "batch_size",
                    lambda: jaxlift.deeplift_shap(F, batch_size=0)(X, jnp.ones((2, 3)))),
+    "batch_size bool": (TypeError, "batch_size must be an int, not True",
+                        lambda: jaxlift.deeplift_shap(F, batch_size=True)(X, X[None])),
     "references": (ValueError, "leading axis",
                    lambda: jaxlift.deeplift_shap(F)(X, 0.0)),
     "steps": (ValueError, "steps", lambda: jaxlift.integrated_gradients(F, steps=0)),
