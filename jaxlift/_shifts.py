@@ -106,6 +106,16 @@ def _name_of_constant(value: Any) -> Any:
     return _Constant(array.tobytes(), str(array.dtype), array.shape)
 
 
+def _last_uses(jaxpr: core.Jaxpr) -> dict[Any, int]:
+    """The place of the last equation that uses a variable."""
+    uses = {atom: n for n, e in enumerate(jaxpr.eqns) for atom in _variables(e.invars)}
+    return uses | dict.fromkeys(_variables(jaxpr.outvars), len(jaxpr.eqns))
+
+
+def _variables(atoms: Sequence) -> list:
+    return [atom for atom in atoms if isinstance(atom, core.Var)]
+
+
 _NOTHING: Mapping = types.MappingProxyType({})
 
 
@@ -137,14 +147,28 @@ class _Walk:
                 return _name_of_constant(atom.val)
             return names.get(atom, (call, atom))
 
-        for eqn in jaxpr.eqns:
+        last_use = _last_uses(jaxpr)
+
+        def horizon(pairs):
+            return max(
+                (last_use.get(v, -1) for v, s in pairs if _depends(s)), default=-1
+            )
+
+        # Programs are long, and a shift's way through them is short.
+        waiting, end = set(known), horizon(states.items())
+        for n, eqn in enumerate(jaxpr.eqns):
+            if n > end and not waiting:
+                break
             inputs = [read(atom) for atom in eqn.invars]
             called = [name(atom) for atom in eqn.invars]
             outputs = known.get(id(eqn)) or self.outputs(eqn, inputs, called)
-            states |= {v: o for v, o in zip(eqn.outvars, outputs, strict=True) if o}
+            made = list(zip(eqn.outvars, outputs, strict=True))
+            waiting.discard(id(eqn))
+            end = max(end, horizon(made))
+            states |= {v: o for v, o in made if o}
             if len(outputs) == 1 and is_discrete(eqn.outvars[0].aval):
-                made = self.name(eqn, called)
-                names |= {} if made is None else {eqn.outvars[0]: made}
+                found = self.name(eqn, called)
+                names |= {} if found is None else {eqn.outvars[0]: found}
         return [read(atom) for atom in jaxpr.outvars]
 
     def outputs(self, eqn: core.JaxprEqn, inputs: list, names: list) -> list:
