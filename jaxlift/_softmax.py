@@ -174,15 +174,17 @@ def _step(method: Callable, powers: Powers, dtype: Any) -> Pair:
     pair, (value, reference, left, shared) = _explained(method, powers)
     axes = powers.axes  # all of it would be kept, and its values with it
 
-    # Only of weights of one sign it is known that one at most is more than half.
+    # All together the weights `M` are at most 1 (the logarithmic mean is concave, and
+    # homogeneous), unless factors make a sum of both signs.
     of_one_sign = powers.factors is None or is_discrete(powers.factors)
 
     def others(weights, tangent):
         weight, *slope = weights
         own = weight * tangent
         # What dominates would take the digits of the others along when it is taken off
-        # their sum, and so would its slope on the way back: it is kept apart.
-        top = of_one_sign & (abs(weight) > 0.5)
+        # their sum, and so would its slope on the way back: it is kept apart, the one
+        # that is more than half, by more than rounding.
+        top = of_one_sign & (abs(weight) > 0.51)
         largest, rest = jnp.where(top, own, 0), jnp.where(top, 0, own)
         largest, total = (v.sum(axes, keepdims=True) for v in (largest, rest))
         rest = total + jnp.where(top, 0, largest - rest)

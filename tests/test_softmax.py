@@ -82,6 +82,16 @@ def test_all_outputs_of_points_far_from_each_other(form, table):
         assert (gaps <= 1e-5 + 5e-7 * np.maximum(sizes, scale / 10)).all()
 
 
+def test_two_logits_that_move_alike():
+    """Half of the whole for each, and nothing kept apart twice."""
+    f = lambda x: nn.softmax(x)[0]
+    for shift in (1.0, 10, 100, 1000):
+        for r in ([0.0, 0.0], [0.1, 0.1], [3.7, 3.7 + 1e-6]):
+            r = jnp.array(r)
+            m = jaxlift.multipliers(f)(r + shift, r)
+            np.testing.assert_allclose(m, [0.25, -0.25], rtol=1e-4)
+
+
 def test_a_logsumexp_with_any_shift():
     """Its own shift, before and behind it, and one that is not."""
     log = lambda x, m: jnp.log(jnp.exp(x - m).sum())
