@@ -44,7 +44,6 @@ from jaxlift._values import (
     scale,
     secant,
     stopped,
-    sum_of_maps,
 )
 
 
@@ -178,11 +177,9 @@ class Split(Pair):
         if all(m in (scale, turned) or not _has_sign(w) for m, w, _ in rows):
             sides = zip(*(_both_sides(*row) for row in rows), strict=True)
             return cls(value, reference, *(add(*s).astype(value.dtype) for s in sides))
-        maps, weights, splits = zip(*rows, strict=True)
-        total = Partial(functools.partial(sum_of_maps, maps), weights)
-        value = attach(value, total, [split.x for split in splits])
+        y = Pair.secant(value, reference, rows).x
         sizes = (m(_size(w), split.pos - split.neg) for m, w, split in rows)
-        return cls.opened(value, reference, add(*sizes))
+        return cls.opened(y, reference, add(*sizes))
 
     @classmethod
     def opened(cls, y: Array, reference: Array, size: Array) -> Split:

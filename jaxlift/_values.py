@@ -185,7 +185,7 @@ class Pair(Varying):
         """The pair (value, reference) that moves with its terms; see `secant`."""
         maps, weights, operands = zip(*terms, strict=True)
         sources = [operand.source for operand in operands]
-        tangent_map = Partial(functools.partial(sum_of_maps, maps), list(weights))
+        tangent_map = Partial(functools.partial(_total, maps), list(weights))
         if is_discrete(value):
             carrier = attach(number(value), tangent_map, sources)
             return Pair(value, reference, carrier)
@@ -265,10 +265,7 @@ def scale(slope: Slope, tangent: Array) -> Array:
     return slope * tangent
 
 
-def sum_of_maps(
-    maps: Sequence[Callable], weights: Sequence[Any], *tangents: Array
-) -> Array:
-    """The sum of some maps, each with its weight, of their tangents."""
+def _total(maps: Sequence[Callable], weights: Sequence[Any], *tangents: Array) -> Array:
     return add(*(m(w, t) for m, w, t in zip(maps, weights, tangents, strict=True)))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,7 +81,8 @@ def test_all_outputs_of_points_far_from_each_other(form, table):
         x, r = rng.normal(size=(2, 40, 6)).astype(np.float32)
         gaps, sizes = gap(scale * x, r)
         # Contributions, or parts, as large as the distance leave a few roundings.
-        assert (gaps <= 1e-5 + 5e-7 * np.maximum(sizes, scale / 10)).all()
+        parts = scale / 10 if table == "REVEAL_CANCEL" else 0
+        assert (gaps <= 1e-5 + 5e-7 * np.maximum(sizes, parts)).all()
 
 
 def test_two_logits_that_move_alike():
@@ -104,13 +107,14 @@ def test_a_logsumexp_with_any_shift():
         contributions = jaxlift.deeplift(f)(x, r)
         np.testing.assert_allclose(contributions.sum(), f(x) - f(r), rtol=1e-5)
 
-    def shifted(x, before, stop=lax.stop_gradient):
+    def shifted(x, before, stop):
         m = stop(x.max())
         return m + log(x, m) if before else log(x, m) + m
 
     for stop in (lax.stop_gradient, lambda m: m):
         for before in (True, False):
-            found = jaxlift.deeplift(lambda x: shifted(x, before, stop))(x, r)  # noqa: B023
+            f = functools.partial(shifted, before=before, stop=stop)
+            found = jaxlift.deeplift(f)(x, r)
             np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
