@@ -31,7 +31,8 @@ def any_extremum(sign: int) -> Callable:
 
     With `c = max(y, y0)` and `J` the derivative, which picks the winners at a point,
     `M t = (c - y0) J_x (t / dx) + (y - c) J_r (t / dx)`, and `J_x t` of what does not
-    move.
+    move. Where the input's winner is one of those at the reference, where it is
+    `y - J_x dx`, it is preferred: `J_x` in place of `J_r`.
     """
 
     def rule(step: Step, *operands: Any) -> Pair:
@@ -44,28 +45,34 @@ def any_extremum(sign: int) -> Callable:
 
         def derivative(at, tangents):
             def function(*values):
-                moved = dict(zip(players, values, strict=True))
+                moved = dict(zip(tangents, values, strict=True))
                 return step.bind(*(moved.get(k, o) for k, o in enumerate(at)))
 
-            return jax.jvp(function, [at[k] for k in players], tangents)[1]
+            points = [at[k] for k in tangents]
+            return jax.jvp(function, points, [*tangents.values()])[1]
 
         def tangent(ends, *tangents):
-            xs, rs, value, reference = ends
+            xs, rs, value, reference, tied = ends
             c = (jnp.maximum if sign > 0 else jnp.minimum)(value, reference)
             # By comparison: XLA may contract the product that made a value with the
             # difference, which is not 0 then.
-            rests = [(xs[k] == rs[k]) | (xs[k] - rs[k] == 0) for k in players]
-            rows = [
-                (t, rest, jnp.where(rest, 1, xs[k] - rs[k]))
-                for k, t, rest in zip(players, tangents, rests, strict=True)
-            ]
-            moving = [jnp.where(rest, 0, t / d) for t, rest, d in rows]
-            resting = [jnp.where(rest, t, 0) for t, rest, _ in rows]
+            rests = {k: (xs[k] == rs[k]) | (xs[k] - rs[k] == 0) for k in players}
+            moving, resting = {}, {}
+            for (k, rest), t in zip(rests.items(), tangents, strict=True):
+                difference = jnp.where(rest, 1, xs[k] - rs[k])
+                moving[k] = jnp.where(rest, 0, t / difference)
+                resting[k] = jnp.where(rest, t, 0)
             up, down = derivative(xs, moving), derivative(rs, moving)
             still_there = derivative(xs, resting)
+            down = jnp.where(tied, up, down)
             return (c - reference) * up + (value - c) * down + still_there
 
-        ends = (xs, rs, value, reference)
+        # Of several winners it is a mean; masked values are infinite.
+        changes = {k: jnp.nan_to_num(rs[k] - xs[k]) for k in players}
+        there, largest = value + derivative(xs, changes), abs(value) + abs(reference)
+        rounding = 4 * jnp.finfo(reference.dtype).eps * largest
+        tied = abs(there - reference) <= rounding
+        ends = (xs, rs, value, reference, tied)
         sources = [operands[k].source for k in players]
         return Pair(attach(value, Partial(tangent, ends), sources), reference)
 

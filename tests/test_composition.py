@@ -352,6 +352,32 @@ def test_an_extremum_of_products_at_the_reference(name):
     np.testing.assert_allclose(multipliers, jax.grad(EXTREMA[name])(x), rtol=1e-6)
 
 
+PREFIXES = {  # extrema, and the same one by one
+    "cummax": (lax.cummax, lambda x: [x[: k + 1].max() for k in range(4)]),
+    "cummin": (lax.cummin, lambda x: [x[: k + 1].min() for k in range(4)]),
+    "segments": (
+        lambda x: jax.ops.segment_max(x, HALVES, 2),
+        lambda x: [x[:2].max(), x[2:].max()],
+    ),
+    "reduce": (
+        lambda x: lax.reduce(x[None], -jnp.inf * jnp.ones(()), lax.max, (1,)),
+        lambda x: [x.max()],
+    ),
+}
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("name", PREFIXES)
+def test_extrema_of_a_constant_reference(name, sign):
+    """All are tied there: position plays no part, the input's winner is taken."""
+    weigh = lambda y: (jnp.stack([*y]) * jnp.arange(1.0, 1 + len(y))).sum()
+    together, apart = (lambda x, f=f: weigh(f(x)) for f in PREFIXES[name])
+    x = sign * jnp.array([-2.0, -1.0, -4.0, -3.0])
+    for r in (jnp.zeros(4), jnp.array([0.0, 0, 0, -3 * sign]), -x):
+        found = complete(together, x, r)
+        np.testing.assert_allclose(found, jaxlift.deeplift(apart)(x, r), rtol=1e-6)
+
+
 def test_nothing_at_all_to_explain():
     pooled = lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, 2), (1, 2), "VALID")
     rows = lambda x: x.max(1)
