@@ -19,15 +19,18 @@ class _Producers:
 
     def __init__(self, jaxpr: core.Jaxpr):
         self.by_variable = {
-            variable: Origin(variable, eqn, eqn.invars)
+            variable: Origin(variable, eqn, [*map(_value, eqn.invars)], k)
             for eqn in jaxpr.eqns
-            for variable in eqn.outvars
+            for k, variable in enumerate(eqn.outvars)
         }
 
     def origin(self, value: Any) -> Origin | None:
         """The equation that makes a variable."""
-        literal = isinstance(value, core.Literal)
-        return None if literal else self.by_variable.get(value)
+        return self.by_variable.get(value) if isinstance(value, core.Var) else None
+
+
+def _value(atom: Any) -> Any:
+    return atom.val if isinstance(atom, core.Literal) else atom
 
 
 _CALLS = (P.custom_jvp_call_p, P.remat_p)

@@ -207,21 +207,50 @@ def _logsumexp(powers: Powers) -> Pair:
     return secant(value.astype(dtype), reference.astype(dtype), term)
 
 
+def cumulative(step: Step, operand: Pair) -> Pair:
+    """cumlogsumexp: `M_kj = D_exp(x_j, r_j) / D_exp(L_k, L0_k)` for `j <= k`.
+
+    As `M_kj = e^(w_j - n_k)`, where `n` increases with `k`, so that the sums follow a
+    recurrence, `y_k = e^(n_(k-1) - n_k) y_(k-1) + e^(w_k - n_k) t_k`, without overflow.
+    """
+    axis, reverse = step.params["axis"], step.params["reverse"]
+    value, reference = step.bind(operand.value), step.bind(operand.r)
+    w, n = (_log_slope(wide(a), wide(b)) for a, b in (operand.ends, (value, reference)))
+    before = jnp.roll(n, -1 if reverse else 1, axis)  # the first one is not used
+    weights = [jnp.where(n == -jnp.inf, 0, jnp.exp(v - n)) for v in (before, w)]
+
+    def total(weights, tangent):
+        def composed(u, v):
+            return u[0] * v[0], u[1] * v[0] + v[1]
+
+        fade, share = weights
+        terms = fade, share * tangent
+        return lax.associative_scan(composed, terms, reverse=reverse, axis=axis)[1]
+
+    return secant(value, reference, (total, weights, operand))
+
+
+def _log_slope(a: Any, b: Any) -> Any:
+    return jnp.maximum(a, b) + jnp.log(decay(gap(a, b)))
+
+
 def softmax_of(origins: Origins, numerator: Any, denominator: Any) -> Powers | None:
     """`exp(s) / sum(exp(s))`, recognised, also with factors in both or in the sum."""
     powers = sum_of_powers(origins, denominator, RESHAPES)
-    if powers is None or not powers.is_numerator(back(origins, numerator)):
+    if powers is None or not _aligned(origins, powers, denominator):
         return None
-    return powers if _aligned(origins, powers, denominator) else None
+    summed = powers.exponentials, powers.terms
+    above = back(origins, numerator)
+    return powers if any(equal(origins, above, terms) for terms in summed) else None
 
 
 def log_softmax_of(origins: Origins, left: Any, right: Any) -> Powers | None:
     """`s - log(sum(exp(s)))`, recognised."""
     logarithm = _origin(origins, right, P.log_p, RESHAPES)
     powers = logarithm and sum_of_powers(origins, logarithm.operands[0])
-    if powers is None or powers.shifted is not left:
+    if powers is None or not _aligned(origins, powers, right):
         return None
-    return powers if _aligned(origins, powers, right) else None
+    return powers if equal(origins, powers.shifted, left) else None
 
 
 def logsumexp_of(origins: Origins, total: Any, shift: Any) -> Powers | None:
@@ -230,8 +259,8 @@ def logsumexp_of(origins: Origins, total: Any, shift: Any) -> Powers | None:
     powers = logarithm and sum_of_powers(origins, logarithm.operands[0])
     if powers is None or powers.shift is None:
         return None
-    same = back(origins, shift, RESHAPES) is back(origins, powers.shift, RESHAPES)
-    return powers if same else None
+    shifts = (back(origins, value, RESHAPES) for value in (shift, powers.shift))
+    return powers if equal(origins, *shifts) else None
 
 
 @lazy
@@ -240,7 +269,8 @@ def softmax_or_divide(step: Step, numerator: Any, denominator: Any) -> Varying:
     powers = softmax_of(step.context, numerator, denominator)
     if powers is None:
         return elementwise(step, numerator, denominator)
-    bare = back(step.context, numerator) is powers.exponentials
+    above = back(step.context, numerator)
+    bare = equal(step.context, above, powers.exponentials)
     method = _LogSumExp.softmax if bare else _LogSumExp.masked_softmax
     return _step(method, powers, step.out_dtype)
 
@@ -346,10 +376,6 @@ class Powers:
             ):
                 self.operand, self.shift = operand, shift
 
-    def is_numerator(self, value: Any) -> bool:
-        """Whether a value is what the sum is of, with its factors or without."""
-        return value is self.exponentials or value is self.terms
-
 
 def _constant_along(origins: Origins, value: Any, axis: int, rank: int) -> bool:
     shape = shape_of(value)
@@ -441,8 +467,51 @@ def _factors(origins: Origins, value: Any) -> tuple[Any, Any]:
 def is_zero(origins: Origins, value: Any) -> bool:
     """Whether a value is a literal 0, in any shape and dtype."""
     value = back(origins, value, RESHAPES)
-    is_literal = not isinstance(value, jax.Array | Varying | core.Var)
-    return is_literal and not np.any(np.asarray(value))
+    return _is_literal(value) and not np.any(np.asarray(value))
+
+
+def _is_literal(value: Any) -> bool:
+    return not isinstance(value, jax.Array | Varying | core.Var)
+
+
+def equal(origins: Origins, one: Any, other: Any) -> bool:
+    """Whether two values are one, or were made alike of the same values.
+
+    `exp(x - max(x)) / sum(exp(x - max(x)))` has all but the sum twice.
+    """
+    waiting, seen = [(one, other)], set()
+    while waiting:
+        pair = waiting.pop()
+        names = tuple(map(id, pair))
+        if pair[0] is pair[1] or names in seen:
+            continue
+        seen.add(names)
+        made, made_again = map(origins.origin, pair)
+        if made is None or made_again is None:
+            if not (all(map(_is_literal, pair)) and np.array_equal(*pair)):
+                return False
+            continue
+        if not _made_alike(made, made_again):
+            return False
+        waiting += zip(made.operands, made_again.operands, strict=True)
+    return True
+
+
+def _made_alike(one: Origin, other: Origin) -> bool:
+    """Whether two values are the same output of the same equation."""
+    first, second = one.eqn, other.eqn
+    return (
+        first.primitive is second.primitive
+        and one.position == other.position
+        and not first.effects
+        and first.params.keys() == second.params.keys()
+        and all(_is_same(v, second.params[k]) for k, v in first.params.items())
+    )
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Equality of parameters, some of which are arrays."""
+    return one is other or bool(np.all(one == other))
 
 
 def back(origins: Origins, value: Any, through=(P.convert_element_type_p,)) -> Any:

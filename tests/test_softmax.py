@@ -95,6 +95,57 @@ def test_two_logits_that_move_alike():
             np.testing.assert_allclose(m, [0.25, -0.25], rtol=1e-4)
 
 
+def centred(x, stop):
+    return x - stop(x.max(-1, keepdims=True))
+
+
+TWICE = {  # written out, no part of it given a name
+    "softmax": lambda x, stop: (
+        jnp.exp(centred(x, stop)) / jnp.exp(centred(x, stop)).sum(-1, keepdims=True)
+    ),
+    "cold": lambda x, stop: (
+        jnp.exp(centred(x / 0.5, stop))
+        / jnp.exp(centred(x / 0.5, stop)).sum(-1, keepdims=True)
+    ),
+    "no shift": lambda x, _: jnp.exp(abs(x)) / jnp.exp(abs(x)).sum(-1),
+    "log_softmax": lambda x, stop: (
+        centred(x, stop) - jnp.log(jnp.exp(centred(x, stop)).sum(-1, keepdims=True))
+    ),
+}
+
+
+@pytest.mark.parametrize("stop", [lax.stop_gradient, lambda x: x])
+@pytest.mark.parametrize("form", TWICE)
+def test_forms_written_out_twice(form, stop):
+    """Equal values count as one, other ones do not."""
+    softmax = nn.log_softmax if form == "log_softmax" else nn.softmax
+    inner = {"cold": lambda x: x / 0.5, "no shift": abs}.get(form, lambda x: x)
+    rng = np.random.default_rng(5)
+    for scale in (1, 30) if form == "no shift" else (1, 100, 3e3):
+        x, r = scale * rng.normal(size=(2, 4)).astype(np.float32)
+        found, expected = (
+            jaxlift.deeplift(lambda x, f=f: f(x) @ WEIGHTS[0])(x, r)
+            for f in (lambda x: TWICE[form](x, stop), lambda x: softmax(inner(x)))
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7 * scale)
+    logits = jaxlift.pre_activation(lambda x: TWICE[form](x, stop))(x)
+    np.testing.assert_allclose(logits, inner(x), rtol=1e-6)
+
+
+def test_what_is_not_written_twice():
+    x, r = X[0] / 5, R[0]
+    for f in (
+        lambda x: jnp.exp(x) / jnp.exp(x / 2).sum(),
+        lambda x: jnp.exp(x) / jnp.exp(x[::-1]).sum(),
+        lambda x: jnp.exp(x * 2.0) / jnp.exp(x * 3.0).sum(),
+        lambda x: x - jnp.log(jnp.exp(x + 1).sum()),
+    ):
+        y, y0, pullback = jaxlift.vjp(f, x, r)
+        np.testing.assert_allclose([y, y0], [f(x), f(r)], rtol=1e-6)
+        gap = (pullback(WEIGHTS[0]) * (x - r)).sum() - WEIGHTS[0] @ (y - y0)
+        assert abs(gap) <= 1e-5 * abs(WEIGHTS[0] @ y)
+
+
 def test_a_logsumexp_with_any_shift():
     """Its own shift, before and behind it, and one that is not."""
     log = lambda x, m: jnp.log(jnp.exp(x - m).sum())
