@@ -32,8 +32,7 @@ _LINEAR = existing(
     "all_to_all", "ppermute", "reduce_scatter", "pvary", "reshard",
 )
 _PATH = existing(
-    "cumlogsumexp", "cholesky", "eig", "lu", "qr", "triangular_solve", "tridiagonal_solve",
-    "random_gamma",
+    "cholesky", "eig", "lu", "qr", "triangular_solve", "tridiagonal_solve", "random_gamma",
 )
 _PRODUCTS = existing("reduce_prod", "cumprod", "scatter_mul")
 _MAXIMA, _MINIMA = existing("cummax", "scatter_max"), existing("cummin", "scatter_min")
@@ -76,6 +75,7 @@ RESCALE = table(
     },
     dict.fromkeys(_MAXIMA, on_floats(0, 2)(_order.any_extremum(+1))),
     dict.fromkeys(_MINIMA, on_floats(0, 2)(_order.any_extremum(-1))),
+    dict.fromkeys(existing("cumlogsumexp"), _softmax.cumulative),
     dict.fromkeys(existing("argmax", "argmin"), _order.argmax),
     {P.sort_p: _order.sort, P.top_k_p: _order.top_k, P.approx_top_k_p: _order.top_k},
     {P.reduce_p: _order.reduce, P.select_and_gather_add_p: indexed(1)},

@@ -347,6 +347,7 @@ _over(
     nanstd=jnp.nanstd,
     cumsum=lambda x: jnp.cumsum(x, 1),
     cumsum_reverse=lambda x: lax.cumsum(x, 0, reverse=True),
+    cumlogsumexp=lambda x: lax.cumlogsumexp(x, 1),
     cummax=lambda x: lax.cummax(x, 1),
     cummin=lambda x: lax.cummin(x, 0, reverse=True),
     diff=lambda x: jnp.diff(x, axis=1),
@@ -462,7 +463,6 @@ _over(
     cumprod=lambda x: jnp.cumprod(x, axis=1),
     cumprod_reverse=lambda x: lax.cumprod(x, 0, reverse=True),
     nancumprod=jnp.nancumprod,
-    cumlogsumexp=lambda x: lax.cumlogsumexp(x, 1),
 )
 _over(
     reals(6, kind="index"),

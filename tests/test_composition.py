@@ -405,6 +405,24 @@ def test_a_quotient_of_complex_numbers(table, x64):
             complete(explained, x, r, 1e-11, rules=getattr(jaxlift, table))
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_logsumexp_of_all_that_came_before(reverse, x64):
+    """Each is a logsumexp; far apart, next to each other, and masked."""
+    weights = np.arange(1.0, 7)
+    rng = np.random.default_rng(2)
+    x, r = rng.normal(size=(2, 6))
+    part = (lambda x, k: x[k:]) if reverse else (lambda x, k: x[: k + 1])
+    together = lambda x: lax.cumlogsumexp(x, reverse=reverse) @ weights
+    apart = lambda x: sum(
+        w * jax.nn.logsumexp(part(x, k)) for k, w in enumerate(weights)
+    )
+    for scale in (1e-6, 1, 30, 1e3):
+        for shift in (0.0, 100.0):
+            a, b = scale * x + shift, scale * r
+            found = complete(together, a, b, 1e-12 * max(scale, 1))
+            np.testing.assert_allclose(found, jaxlift.deeplift(apart)(a, b), rtol=1e-9)
+
+
 def test_what_is_infinite_at_both_points():
     mask = jnp.array([True, False, True])
     f = lambda x: lax.cumlogsumexp(jnp.where(mask, x, -jnp.inf))[1:].sum()
