@@ -131,16 +131,22 @@ def _smooth(f, reach):
 
 
 def _by_tanh(h, mean, rise, run):
-    """`mean tanh(h) / h` while `h < 1/2`, from there on `rise / run`.
-
-    By the convergent of Lambert's continued fraction, tanh(h) / h = 1 / (1 + c_1 h^2 /
-    (1 + c_2 h^2 / ...)), c_k = 1 / (4 k^2 - 1), that is off by less than eps / 2.
-    """
-    near, z = h < 0.5, h * h
-    over = under = jnp.ones_like(z)
-    for k in range(3 if z.dtype == np.float32 else 7, 0, -1):
-        over, under = under, under + z * (1 / (4 * k * k - 1)) * over
+    """`mean tanh(h) / h` while `h < 1/2`, from there on `rise / run`."""
+    near = h < 0.5
+    over, under = _lambert(h * h, 3 if h.dtype == np.float32 else 7)
     return jnp.where(near, mean * over, rise) / jnp.where(near, under, run)
+
+
+def _lambert(z, terms):
+    """Numerator and denominator of `tanh(h) / h`, `z = h^2`; of `tan(h) / h`, `-h^2`.
+
+    A convergent of Lambert's continued fraction, 1 / (1 + c_1 z / (1 + c_2 z / ...)),
+    c_k = 1 / (4 k^2 - 1), of so many terms that it is off by less than eps / 2.
+    """
+    over = under = jnp.ones_like(z)
+    for k in range(terms, 0, -1):
+        over, under = under, under + z * (1 / (4 * k * k - 1)) * over
+    return over, under
 
 
 def decay(d):
@@ -267,13 +273,10 @@ def _cos(a, b, **_):
 
 
 def _wave(fa, fb, a, b, mean):
-    # tan(h) / h by the continued fraction of `_by_tanh`, its signs alternating.
     h, run, rise = gap(a, b) / 2, 0.5 * a - 0.5 * b, 0.5 * fa - 0.5 * fb
     near, finite = h < 1, abs(run) < jnp.inf
-    z = jnp.where(near, h * h, 0)
-    over = under = jnp.ones_like(z)
-    for k in range(5 if z.dtype == np.float32 else 9, 0, -1):
-        over, under = under, under - z * (1 / (4 * k * k - 1)) * over
+    z = jnp.where(near, -h * h, 0)
+    over, under = _lambert(z, 5 if z.dtype == np.float32 else 9)
     run, rise = jnp.where(finite, run, 1), jnp.where(finite, rise, mean)
     return jnp.where(near, mean * over, rise) / jnp.where(near, under, run)
 
