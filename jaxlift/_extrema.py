@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxlift._differences import wide
@@ -83,58 +85,115 @@ def window_extremum(sign: int) -> Callable:
     """Max-pooling (sign 1) or min-pooling (-1): cross-max, first winner in a window."""
 
     def rule(step: Step, operand: Pair) -> Pair:
-        def windows(array, fill):
-            return patches(array, fill, **step.params)
-
-        x, r = (sign * windows(wide(v), -sign * jnp.inf) for v in operand.ends)
-        weights = _extremum_weights(x, r, _first)
-        return secant(
-            step.bind(operand.value),
-            step.bind(operand.r),
-            (lambda w, t: (w * windows(t, 0)).sum(-1), weights, operand),
-        )
+        windows = _Windows.of(step.params)
+        x, r = (windows.padded(sign * wide(v), -jnp.inf) for v in operand.ends)
+        if windows.are_tiles:
+            weights = _extremum_weights(windows.tiles(x), windows.tiles(r), _first)
+            term = windows.weighted, weights, operand
+        else:
+            term = windows.routed, _routes(windows, x, r), operand
+        return secant(step.bind(operand.value), step.bind(operand.r), term)
 
     return rule
 
 
-def patches(
-    array,
-    fill,
-    *,
-    window_dimensions,
-    window_strides,
-    padding,
-    base_dilation,
-    window_dilation,
-    **_,
-):
-    """All windows of an array, flattened in row-major order along a last axis.
+@functools.partial(jax.jit, static_argnums=0)
+def _routes(windows: _Windows, x, r) -> Any:
+    """The winners at either point, and what each passes on: the cross-max rule.
 
-    Axis by axis. Windows that do not overlap are a reshape, others shifted slices:
-    both are cheap to transpose, which select-and-scatter on a CPU is not.
+    Where the input's winner is one of those at the reference it is preferred.
     """
-    config = [
-        (lo, hi, d - 1) for (lo, hi), d in zip(padding, base_dilation, strict=True)
-    ]
-    if any(row != (0, 0, 0) for row in config):
-        array = lax.pad(array, jnp.asarray(fill, array.dtype), config)
-    rank = array.ndim
-    for axis, (size, stride, dilation) in enumerate(
-        zip(window_dimensions, window_strides, window_dilation, strict=True)
-    ):
-        if size == 1 and stride == 1:
-            continue
-        span = (size - 1) * dilation + 1
-        count = (array.shape[axis] - span) // stride + 1
-        if stride == size and dilation == 1:
+    (y, at_x), (y0, at_r) = windows.winners(x), windows.winners(r)
+    r_at_x, x_at_r = windows.picked(r, at_x), windows.picked(x, at_r)
+    c, tied = jnp.maximum(y, y0), r_at_x == y0
+    up, down = jnp.where(tied, y - y0, c - y0), jnp.where(tied, 0, y - c)
+    moved, moved_at_r = y != r_at_x, x_at_r != y0
+    up = jnp.where(moved, up, 1) / jnp.where(moved, y - r_at_x, 1)
+    down = jnp.where(moved_at_r, down, 0) / jnp.where(moved_at_r, x_at_r - y0, 1)
+    return (at_x, up), (at_r, down)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Windows:
+    """The windows of an array; `axes` are (axis, size, stride, dilation)."""
+
+    padding: tuple
+    axes: tuple
+
+    @classmethod
+    def of(cls, params: Mapping) -> _Windows:
+        """From the parameters of a primitive."""
+        names = "window_dimensions", "window_strides", "window_dilation"
+        rows = zip(*(params[name] for name in names), strict=True)
+        axes = ((axis, *row) for axis, row in enumerate(rows) if row[:2] != (1, 1))
+        edges = zip(params["padding"], params["base_dilation"], strict=True)
+        return cls(tuple((lo, hi, d - 1) for (lo, hi), d in edges), tuple(axes))
+
+    def padded(self, array, fill):
+        """The array as the windows see it."""
+        if all(edge == (0, 0, 0) for edge in self.padding):
+            return array
+        return lax.pad(array, jnp.asarray(fill, array.dtype), self.padding)
+
+    # Windows side by side: a reshape, and a weight for each element.
+
+    @property
+    def are_tiles(self) -> bool:
+        """Whether windows touch, and do not overlap."""
+        return all(row[1:] == (row[1], row[1], 1) for row in self.axes)
+
+    def tiles(self, array):
+        """All windows of an array, flattened in row-major order along a last axis."""
+        rank = array.ndim
+        for axis, size, *_ in self.axes:
+            count = array.shape[axis] // size
             array = lax.slice_in_dim(array, 0, count * size, axis=axis)
             shape = array.shape
             array = array.reshape(*shape[:axis], count, size, *shape[axis + 1 :])
             array = jnp.moveaxis(array, axis + 1, -1)
-            continue
+        return array.reshape(*array.shape[:rank], math.prod(array.shape[rank:]))
+
+    def weighted(self, weights, tangent):
+        """The sum of each window's elements, times their weights."""
+        return (weights * self.tiles(self.padded(tangent, 0))).sum(-1)
+
+    # Windows that overlap, an axis at a time. The first winner in row-major order is in
+    # the first of the rows whose own maxima are the largest, and the first one there:
+    # so the last axis comes first. An element of a large window is in many others: two
+    # winners for each window are less than a weight for each of its cells.
+
+    def winners(self, array):
+        """The maxima, and the number of the winner along each axis, the last first."""
+        numbers = []
+        for row in self.axes[::-1]:
+            array, *others = self._cells(array, *row)
+            which = jnp.zeros(array.shape, np.min_scalar_type(len(others)))
+            for k, cell in enumerate(others, 1):
+                larger = cell > array
+                array = jnp.where(larger, cell, array)
+                which = jnp.where(larger, jnp.asarray(k, which.dtype), which)
+            numbers.append(which)
+        return array, numbers
+
+    def picked(self, array, numbers):
+        """The elements of an array in the places of the winners."""
+        for row, which in zip(self.axes[::-1], numbers, strict=True):
+            cells = enumerate(self._cells(array, *row))
+            array = sum(jnp.where(which == k, cell, 0) for k, cell in cells)
+        return array
+
+    def routed(self, routes, tangent):
+        """The sum of each window's winners, times their weights."""
+        tangent = self.padded(tangent, 0)
+        return sum(weight * self.picked(tangent, at) for at, weight in routes)
+
+    @staticmethod
+    def _cells(array, axis, size, stride, dilation) -> list:
+        """The first cells of all windows along an axis, the second ones, ...
+
+        Shifted slices are cheap to transpose, which select-and-scatter on a CPU is not.
+        """
+        span = (size - 1) * dilation + 1
+        stop = (array.shape[axis] - span) // stride * stride + 1
         starts = range(0, size * dilation, dilation)
-        stop = (count - 1) * stride + 1
-        array = jnp.stack(
-            [lax.slice_in_dim(array, s, s + stop, stride, axis) for s in starts], -1
-        )
-    return array.reshape(*array.shape[:rank], math.prod(array.shape[rank:]))
+        return [lax.slice_in_dim(array, s, s + stop, stride, axis) for s in starts]

@@ -1,6 +1,7 @@
 """What users compose with: meshes, flags, narrow floats, points that do not move."""
 
 import functools
+import math
 
 import jax
 import jax.export
@@ -376,6 +377,49 @@ def test_extrema_of_a_constant_reference(name, sign):
     for r in (jnp.zeros(4), jnp.array([0.0, 0, 0, -3 * sign]), -x):
         found = complete(together, x, r)
         np.testing.assert_allclose(found, jaxlift.deeplift(apart)(x, r), rtol=1e-6)
+
+
+WINDOWS = {  # dimensions, strides, padding, base dilation, window dilation
+    "side by side": ((2, 3), (2, 3), "VALID", (1, 1), (1, 1)),
+    "overlapping": ((3, 3), (2, 1), ((1, 1), (0, 2)), (1, 1), (1, 1)),
+    "every place": ((3, 2), (1, 1), "SAME", (1, 1), (1, 1)),
+    "with gaps": ((1, 2), (2, 3), "VALID", (1, 1), (1, 1)),
+    "dilated": ((2, 2), (1, 2), ((1, 0), (2, 1)), (2, 1), (1, 2)),
+}
+
+
+@pytest.mark.parametrize("reduce", ["max", "min"])
+@pytest.mark.parametrize("name", WINDOWS)
+def test_windows_one_by_one(name, reduce):
+    """Pooling is many maxima; of many winners the first one has the gradient."""
+    start, least = (-jnp.inf, jnp.max) if reduce == "max" else (jnp.inf, jnp.min)
+    size, *rest = WINDOWS[name]
+
+    def pooled(x):
+        return lax.reduce_window(x, start, getattr(lax, reduce), size, *rest)
+
+    rng = np.random.default_rng(8)
+    weights = rng.normal(size=pooled(jnp.zeros((6, 7))).shape).astype(np.float32)
+    numbers = jnp.arange(1.0, 43).reshape(1, 1, 6, 7)  # of the elements; 0 is padding
+    windows = lax.conv_general_dilated_patches(numbers, size, *rest)
+    places = np.asarray(windows).reshape(math.prod(size), -1).astype(int) - 1
+
+    def apart(x):
+        cells = jnp.where(places >= 0, x.ravel()[places], start)
+        return weights.ravel() @ least(cells, axis=0)
+
+    together = lambda x: (weights * pooled(x)).sum()
+    x, other = rng.normal(size=(2, 6, 7)).astype(np.float32)
+    for r in (other, np.zeros_like(x), np.where(other > 0, x, other)):
+        for rules in (jaxlift.RESCALE, jaxlift.REVEAL_CANCEL):
+            found = complete(together, x, r, rules=rules)
+            expected = jaxlift.deeplift(apart, rules=rules)(x, r)
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    if name == "dilated":  # which has no gradient in JAX
+        return
+    tied = rng.integers(0, 2, size=x.shape).astype(np.float32)
+    limit = jax.jit(jaxlift.multipliers(together))(tied, tied)
+    np.testing.assert_allclose(limit, jax.grad(together)(tied), rtol=1e-6)
 
 
 def test_nothing_at_all_to_explain():
