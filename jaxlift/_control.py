@@ -100,8 +100,8 @@ def custom_jvp(step: Step, *operands: Any) -> list:
 
     Where the two points coincide at the function's own input, multipliers are the
     derivative that its author gave (relu'(0) = 0). A body that has no rule (that of
-    jax.scipy.special.zeta) gets the path rule over that derivative, unless it is a
-    kernel or a callback: what those do nobody knows.
+    jax.scipy.special.zeta, a determinant) gets the path rule over that derivative,
+    unless it is a kernel or a callback: what those do nobody knows.
     """
     outermost = not step.context.in_custom_jvp
     step.context.in_custom_jvp = True

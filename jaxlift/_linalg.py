@@ -11,7 +11,7 @@ from jax.extend.core import primitives as P
 from jax.tree_util import Partial
 
 from jaxlift import _compat
-from jaxlift._interpret import Context, Step, interpret
+from jaxlift._interpret import Context, Step, interpret, unsupported
 from jaxlift._pieces import pair_of, settle
 from jaxlift._rules import path
 from jaxlift._values import (
@@ -85,6 +85,17 @@ def _thawed(context: Context, value: Any, known: dict[int, Any]) -> Any:
         thawed = outputs[origin.position]
     known[id(value)] = thawed
     return thawed
+
+
+def lu(step: Step, operand: Pair) -> list:
+    """A triangular decomposition along the path, in the same order of rows throughout.
+
+    Not inside a function that has a derivative of its own, a determinant: that does
+    not depend on the order of rows, which the two points may have each their own.
+    """
+    if step.context.in_custom_jvp:
+        raise unsupported(step.eqn)
+    return path(step, operand)
 
 
 def eigh(step: Step, operand: Pair) -> list:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,11 +11,14 @@ from jax.extend.core import primitives as P
 from jax.tree_util import Partial
 
 from jaxlift import _compat
-from jaxlift._interpret import Step
-from jaxlift._rules import path
+from jaxlift._compat import existing
+from jaxlift._interpret import Step, lazy
+from jaxlift._pieces import Piece, as_pieces, settle, shape_of
+from jaxlift._rules import one_root, path
 from jaxlift._values import (
     Array,
     Pair,
+    Varying,
     at_reference,
     attach,
     is_discrete,
@@ -169,6 +172,30 @@ def _permute(axis: int) -> Callable:
         return jnp.moveaxis(rows, -1, axis)
 
     return permuted
+
+
+class _First(Piece):
+    """Which of some functions of one pair is the first to be the largest."""
+
+    def __init__(self, step: Step, operands: Sequence):
+        super().__init__(step, operands, 1)
+
+    def value(self, operands: Sequence) -> Array:
+        """Their index, among the functions side by side."""
+        (axis,) = self.step.params["axes"]
+        return self.step.bind(jnp.stack(jnp.broadcast_arrays(*operands), axis))
+
+
+@lazy
+def first_or_argmax(step: Step, operand: Any) -> Varying:
+    """Which of some conditions on one pair holds (jnp.select), or any other index."""
+    origin = step.context.origin(operand)
+    if origin is not None and origin.eqn.primitive in existing("stack"):
+        shapes = {shape_of(o) for o in origin.operands if isinstance(o, Varying)}
+        in_turn = (origin.eqn.params["axis"],) == step.params["axes"]
+        if in_turn and shapes == {step.out_shape} and one_root(origin.operands):
+            return _First(step, as_pieces(origin.operands))
+    return argmax(step, settle(operand))
 
 
 def argmax(step: Step, operand: Pair) -> Pair:

@@ -39,7 +39,7 @@ from jax.extend.core import primitives as P
 
 from jaxlift._differences import decay, gap, of_exp, wide
 from jaxlift._interpret import Origin, Origins, Step, lazy, structural
-from jaxlift._pieces import pair_of, piece_of, settle, shape_of
+from jaxlift._pieces import pair_of, piece_of, root_of, settle, shape_of
 from jaxlift._rules import elementwise
 from jaxlift._shifts import is_independent
 from jaxlift._values import (
@@ -273,6 +273,21 @@ def softmax_or_divide(step: Step, numerator: Any, denominator: Any) -> Varying:
     bare = equal(step.context, above, powers.exponentials)
     method = _LogSumExp.softmax if bare else _LogSumExp.masked_softmax
     return _step(method, powers, step.out_dtype)
+
+
+@lazy
+def softmax_or_exp(step: Step, operand: Any) -> Varying:
+    """`exp(log_softmax(s))` of what has two parts, or any other exponential.
+
+    The parts of a log-probability cancel, and there is none beyond 0.
+    """
+    difference = _origin(step.context, operand, P.sub_p, (P.convert_element_type_p,))
+    if difference is None or not root_of(operand).rank:
+        return elementwise(step, operand)
+    powers = log_softmax_of(step.context, *difference.operands)
+    if powers is None:
+        return elementwise(step, operand)
+    return _step(_LogSumExp.softmax, powers, step.out_dtype)
 
 
 @lazy

@@ -32,7 +32,7 @@ _LINEAR = existing(
     "all_to_all", "ppermute", "reduce_scatter", "pvary", "reshard",
 )
 _PATH = existing(
-    "cholesky", "eig", "lu", "qr", "triangular_solve", "tridiagonal_solve", "random_gamma",
+    "cholesky", "eig", "qr", "triangular_solve", "tridiagonal_solve", "random_gamma",
 )
 _PRODUCTS = existing("reduce_prod", "cumprod", "scatter_mul")
 _MAXIMA, _MINIMA = existing("cummax", "scatter_max"), existing("cummin", "scatter_min")
@@ -70,16 +70,18 @@ RESCALE = table(
         P.select_n_p:  _rules.select,
         P.div_p:       _softmax.softmax_or_divide,
         P.sub_p:       _softmax.log_softmax_or_subtract,
+        P.exp_p:       _softmax.softmax_or_exp,
         P.log_p:       _softmax.logsumexp_or_log,
         P.add_p:       _softmax.logsumexp_or_add,
     },
     dict.fromkeys(_MAXIMA, on_floats(0, 2)(_order.any_extremum(+1))),
     dict.fromkeys(_MINIMA, on_floats(0, 2)(_order.any_extremum(-1))),
     dict.fromkeys(existing("cumlogsumexp"), _softmax.cumulative),
-    dict.fromkeys(existing("argmax", "argmin"), _order.argmax),
+    {P.argmax_p: _order.first_or_argmax, P.argmin_p: _order.argmax},
     {P.sort_p: _order.sort, P.top_k_p: _order.top_k, P.approx_top_k_p: _order.top_k},
     {P.reduce_p: _order.reduce, P.select_and_gather_add_p: indexed(1)},
-    {P.linear_solve_p: _linalg.linear_solve, P.eigh_p: _linalg.eigh, P.svd_p: _linalg.svd},
+    {P.linear_solve_p: _linalg.linear_solve, P.lu_p: _linalg.lu},
+    {P.eigh_p: _linalg.eigh, P.svd_p: _linalg.svd},
     dict.fromkeys(_compat.PIVOTS, gradient),  # integers in, integers out
     dict.fromkeys(existing("ragged_dot_general"), _rules.bilinear),
     dict.fromkeys(existing("gather", "dynamic_slice"), indexed(1)),

@@ -432,6 +432,44 @@ def test_nothing_at_all_to_explain():
         assert explained.shape == nothing.shape
 
 
+CHOSEN = {  # by conditions in turn, and the same by one at a time
+    "one": (
+        lambda x: jnp.select([x > 0], [jnp.log(x)], 0.0),
+        lambda x: jnp.where(x > 0, jnp.log(x), 0.0),
+    ),
+    "two": (
+        lambda x: jnp.select([x > 3, x > 0], [x * x, jnp.log(x)], jnp.sin(x)),
+        lambda x: jnp.where(x > 3, x * x, jnp.where(x > 0, jnp.log(x), jnp.sin(x))),
+    ),
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("name", CHOSEN)
+def test_conditions_in_turn_are_one_activation(name, table):
+    """What is not taken may be NaN."""
+    x, r = jnp.array([1.0, -1.0, 5.0]), jnp.array([2.0, 3.0, -2.0])
+    rules = getattr(jaxlift, table)
+    found, expected = (
+        complete(lambda x, f=f: f(x).sum(), x, r, rules=rules) for f in CHOSEN[name]
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("n", [3, 4, 6])
+def test_determinants_whose_rows_are_ordered_otherwise(n):
+    """A determinant is a polynomial, its logarithm smooth; pivots are neither."""
+    rng = np.random.default_rng(n)
+    for distance in (0.1, 0.5):
+        x = rng.normal(size=(n, n)).astype(np.float32)
+        r = x + distance * rng.normal(size=(n, n)).astype(np.float32)
+        complete(jnp.linalg.det, x, r)
+        covariance = lambda m: jnp.linalg.slogdet(m @ m.T + jnp.eye(n))[1]
+        complete(covariance, x, r, 1e-4)
+    swapped = jnp.eye(4).at[1, 0].set(1.1), jnp.eye(4).at[1, 0].set(0.9)
+    np.testing.assert_allclose(jaxlift.deeplift(jnp.linalg.det)(*swapped), 0, atol=1e-6)
+
+
 def test_hypot_in_other_tables():
     f = lambda x: jnp.hypot(x[0], x[1])
     m = jaxlift.multipliers(f, rules=jaxlift.GRADIENT)(X, R)

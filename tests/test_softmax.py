@@ -85,6 +85,28 @@ def test_all_outputs_of_points_far_from_each_other(form, table):
         assert (gaps <= 1e-5 + 5e-7 * np.maximum(sizes, parts)).all()
 
 
+OF_LOGARITHMS = {
+    "probabilities": lambda lp: jnp.exp(lp) @ jnp.arange(5.0),
+    "entropy": lambda lp: -(jnp.exp(lp) * lp).sum(),
+    "divergence": lambda lp: (jnp.exp(lp) * (lp - jnp.log(0.2))).sum(),
+}
+
+
+@pytest.mark.parametrize("table", ["RESCALE", "REVEAL_CANCEL"])
+@pytest.mark.parametrize("form", OF_LOGARITHMS)
+def test_exponentials_of_log_probabilities(form, table):
+    """Whose parts cancel: as large as the logits, where they themselves are small."""
+    rng = np.random.default_rng(0)
+    weights, x = (rng.normal(size=s).astype(np.float32) for s in ((6, 5), 6))
+    f = lambda x: OF_LOGARITHMS[form](nn.log_softmax(x @ weights))
+    for scale in (1, 5, 30):
+        r = np.zeros_like(x)
+        y, y0, pullback = jaxlift.vjp(f, scale * x, r, rules=getattr(jaxlift, table))
+        multipliers = pullback(jnp.ones_like(y))
+        gap = (multipliers * scale * x).sum() - (y - y0)
+        assert abs(gap) <= 1e-5 and abs(multipliers).max() <= 3
+
+
 def test_two_logits_that_move_alike():
     """Half of the whole for each, and nothing kept apart twice."""
     f = lambda x: nn.softmax(x)[0]
