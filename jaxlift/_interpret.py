@@ -278,6 +278,25 @@ class Origin:
     position: int = 0
 
 
+class Producers:
+    """The origins of a jaxpr's variables, whose values are not known."""
+
+    def __init__(self, jaxpr: core.Jaxpr):
+        self.by_variable = {
+            variable: Origin(variable, eqn, [*map(_known, eqn.invars)], k)
+            for eqn in jaxpr.eqns
+            for k, variable in enumerate(eqn.outvars)
+        }
+
+    def origin(self, value: Any) -> Origin | None:
+        """The equation that makes a variable."""
+        return self.by_variable.get(value) if isinstance(value, core.Var) else None
+
+
+def _known(atom: Any) -> Any:
+    return atom.val if isinstance(atom, core.Literal) else atom
+
+
 def interpret(
     context: Context, jaxpr: core.Jaxpr, consts: Sequence, operands: Sequence
 ) -> list:

@@ -10,28 +10,8 @@ from jax.extend.core import primitives as P
 
 from jaxlift import _compat
 from jaxlift._compat import existing
-from jaxlift._interpret import Origin
+from jaxlift._interpret import Origin, Producers
 from jaxlift._softmax import RESHAPES, back, log_softmax_of, softmax_of
-
-
-class _Producers:
-    """The origins of a jaxpr's variables, as the recognition of softmax asks them."""
-
-    def __init__(self, jaxpr: core.Jaxpr):
-        self.by_variable = {
-            variable: Origin(variable, eqn, [*map(_value, eqn.invars)], k)
-            for eqn in jaxpr.eqns
-            for k, variable in enumerate(eqn.outvars)
-        }
-
-    def origin(self, value: Any) -> Origin | None:
-        """The equation that makes a variable."""
-        return self.by_variable.get(value) if isinstance(value, core.Var) else None
-
-
-def _value(atom: Any) -> Any:
-    return atom.val if isinstance(atom, core.Literal) else atom
-
 
 _CALLS = (P.custom_jvp_call_p, P.remat_p)
 _CALLS += tuple(existing("jit", "closed_call", "call", "composite", "custom_vjp_call"))
@@ -41,7 +21,7 @@ def without_last_activation(
     jaxpr: core.Jaxpr, consts: Sequence, operands: Sequence, n: int = 0
 ) -> list:
     """The outputs of a jaxpr, the activation before output `n` left out."""
-    producers = _Producers(jaxpr)
+    producers = Producers(jaxpr)
     after = (*RESHAPES, P.copy_p, P.transpose_p, P.slice_p, P.name_p)
     last = producers.origin(back(producers, jaxpr.outvars[n], after))
     before = None if last is None else _activated(producers, last)
@@ -74,7 +54,7 @@ def without_last_activation(
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _activated(producers: _Producers, last: Origin) -> Any:
+def _activated(producers: Producers, last: Origin) -> Any:
     """What the last value is the sigmoid, tanh or (log) softmax of, or None."""
     primitive, operands = last.eqn.primitive, last.operands
     if primitive in (P.logistic_p, P.tanh_p):

@@ -59,29 +59,55 @@ class _Picked:
     indices: Any
 
 
-_ZERO = "zero"
-_State = Any  # a _Shifted, _ZERO, or None: independent
+_ZERO, _SMALL = "zero", "small"
+_State = Any  # a _Shifted, _ZERO, _SMALL, or None: independent
+
+GUARD = 1e-4
+"""The most that is added to a sum of powers as a guard: their largest is 1."""
 
 
 class _Dependent(Exception):
     """A value depends on the shift in some other way."""
 
 
-def is_independent(frames: Sequence[tuple]) -> tuple[bool, bool]:
-    """Whether what is computed is independent of a shift, and if it shifts exponents.
+@dataclasses.dataclass(frozen=True)
+class Fate:
+    """What becomes of a shift, in what is computed with it.
+
+    Whether that is independent of it, but for what guards against division by 0 (a
+    power to which something small is added), and whether it shifts exponents.
+    """
+
+    independent: bool
+    guarded: bool
+    shifts_exponents: bool
+
+
+def fate_of(frames: Sequence[tuple], twins: Sequence[core.JaxprEqn] = ()) -> Fate:
+    """What becomes of a shift.
 
     `frames` are the jaxprs that are being walked, the outermost one first, each with
-    its constants and the equation at hand; the last of these makes the shift.
+    its constants and the equation at hand; the last of these makes the shift, and its
+    `twins` make the same one.
     """
     walk, outputs = _Walk(), [_Shifted(1, _all_axes(frames[-1][-1]), pure=True)]
     try:
         for jaxpr, consts, eqn in reversed(frames):
             named = map(_name_of_constant, consts)
             names: dict = dict(zip(jaxpr.constvars, named, strict=True))
-            outputs = walk.through(jaxpr, {}, names, {id(eqn): outputs})
+            known = dict.fromkeys(map(id, (eqn, *twins)), outputs)
+            outputs, twins = walk.through(jaxpr, {}, names, known), ()
+        independent = not any(map(_depends, outputs))
     except _Dependent:
-        return False, walk.shifts_exponents
-    return not any(map(_depends, outputs)), walk.shifts_exponents
+        independent = False
+    return Fate(independent, walk.guarded, walk.shifts_exponents)
+
+
+def _size(literal: core.Literal) -> _State:
+    value = np.asarray(literal.val)
+    if not np.any(value):
+        return _ZERO
+    return _SMALL if np.all((value > 0) & (value <= GUARD)) else None
 
 
 def _all_axes(eqn: Any) -> tuple:
@@ -123,7 +149,7 @@ class _Walk:
     """Follows states through jaxprs; names indices, the same name for the same ones."""
 
     def __init__(self):
-        self.shifts_exponents = False
+        self.shifts_exponents = self.guarded = False
         self.made: list[tuple] = []  # how a name came about
         self.names: dict[tuple, int] = {}
 
@@ -138,9 +164,7 @@ class _Walk:
         call = object()  # a body that is called twice has other values each time
 
         def read(atom):
-            if isinstance(atom, core.Literal):
-                return None if np.any(np.asarray(atom.val)) else _ZERO
-            return states.get(atom)
+            return _size(atom) if isinstance(atom, core.Literal) else states.get(atom)
 
         def name(atom):
             if isinstance(atom, core.Literal):
@@ -174,8 +198,8 @@ class _Walk:
     def outputs(self, eqn: core.JaxprEqn, inputs: list, names: list) -> list:
         """The states of an equation's outputs."""
         if not any(map(_depends, inputs)):
-            zero = eqn.primitive in _MOVES and inputs[0] is _ZERO
-            return [_ZERO if zero else None] * len(eqn.outvars)
+            same = eqn.primitive in _MOVES and inputs[0]
+            return [same or None] * len(eqn.outvars)
         bodies = list(core.jaxprs_in_params(eqn.params))
         if eqn.primitive in _CALLS and len(bodies) == 1:
             body, _ = _compat.open_jaxpr(bodies[0])
@@ -183,6 +207,12 @@ class _Walk:
             called = dict(zip(body.invars, names, strict=True))
             return self.through(body, {v: s for v, s in pairs if s}, called)
         self.shifts_exponents |= eqn.primitive is P.exp_p
+        if _SMALL in inputs:
+            power = any(_depends(state) and state.power for state in inputs)
+            guards = power and eqn.primitive in (P.add_p, P.max_p)
+            self.guarded |= guards
+            small = _ZERO if guards else None
+            inputs = [small if state is _SMALL else state for state in inputs]
         if eqn.primitive in _INDEXED:
             state = _INDEXED[eqn.primitive](eqn, names[1], *inputs)
         elif eqn.primitive in _MOVES:

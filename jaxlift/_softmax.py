@@ -21,12 +21,17 @@ where `D_exp` is computed as `(e^x_j + e^r_j) / 2 tanh(d/2) / (d/2)` up close an
 quotient further apart, so that exponentials are of one point each. No exponent is
 positive, since `x_j <= L` and `r_j <= L0`; nothing over- or underflows, and at `x = r`
 this is the softmax, the derivative.
+
+What is added to the sum, so that nothing is divided by 0, is one more exponential:
+`S + eps` has the operand `log(eps) + c` beside the `x_j`, each point with its own `c`.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,14 +39,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.extend import core
 from jax.extend.core import primitives as P
 
 from jaxlift._differences import decay, gap, of_exp, wide
-from jaxlift._interpret import Origin, Origins, Step, lazy, structural
+from jaxlift._interpret import Origin, Origins, Producers, Step, lazy, structural
 from jaxlift._pieces import pair_of, piece_of, root_of, settle, shape_of
 from jaxlift._rules import elementwise
-from jaxlift._shifts import is_independent
+from jaxlift._shifts import GUARD, fate_of
 from jaxlift._values import (
     Pair,
     Varying,
@@ -49,19 +55,25 @@ from jaxlift._values import (
     at_input,
     at_reference,
     is_discrete,
+    number,
     scale,
     secant,
+    stopped,
 )
 
 RESHAPES = (P.broadcast_in_dim_p, P.reshape_p, P.squeeze_p, P.convert_element_type_p)
 
 
 class _Point:
-    """One of the two points: `terms = factors e^(x - own)`, `own` its largest x."""
+    """One of the two points: `terms = factors e^(x - own)`, `own` its largest x.
 
-    def __init__(self, x: Any, axes: Any, factors: Any):
+    A guard, where there is one, is in the sum alone.
+    """
+
+    def __init__(self, x: Any, axes: Any, factors: Any, guard: Any):
         present = x if factors is None else jnp.where(factors != 0, x, -jnp.inf)
         top = present.max(axes, keepdims=True)
+        top = top if guard is None else jnp.maximum(top, guard)
         self.own = jnp.where(jnp.isfinite(top), top, 0)
         # The largest is 0 exactly: a compiler may contract the product that made a
         # logit with this subtraction, and leave the rounding of the logit there.
@@ -70,6 +82,9 @@ class _Point:
         if factors is not None:
             self.terms = jnp.where(factors != 0, factors * self.powers, 0)
         self.sum = self.terms.sum(axes, keepdims=True)
+        if guard is not None:
+            self.guard = jnp.exp(guard - self.own)
+            self.sum += self.guard
         self.log_sum = jnp.log(abs(self.sum))
         self.log_p = shifted - self.log_sum
 
@@ -77,10 +92,11 @@ class _Point:
 class _LogSumExp:
     """`log |sum(factors * exp(operand))|` at both points, and its multipliers `M`."""
 
-    def __init__(self, x: Any, r: Any, factors: Any, axes: Sequence[int]):
-        self.x, self.r, self.axes = x, r, axes
+    def __init__(self, ends: Sequence, guards: Sequence, factors: Any, axes: Any):
+        (self.x, self.r), self.axes = ends, axes
         # Values and probabilities are each point's own ...
-        points = [_Point(v, axes, factors) for v in (x, r)]
+        rows = zip(ends, guards, strict=True)
+        points = [_Point(v, axes, factors, guard) for v, guard in rows]
         self.point, self.point0 = points
         # ... multipliers those of both points shifted by their common maximum: a
         # large logit would leave its rounding in the exponents.
@@ -99,6 +115,10 @@ class _LogSumExp:
             density = jnp.where(self.turned, slope, jnp.sign(s) * density)
         self.unit, self.unit0 = (density * u for u in self.scales)
         self.weights = self._differences(self.unit, self.unit0)
+        self.guard = None  # the multiplier of what guards
+        if guards[0] is not None:
+            values = self.unit * self.point.guard, self.unit0 * self.point0.guard
+            self.guard = of_exp(*values, *guards)
 
     def _differences(self, unit: Any, unit0: Any) -> Any:
         """`D_exp` of the terms in these units, of exponentials of one point each."""
@@ -127,12 +147,16 @@ class _LogSumExp:
     def logsumexp(self) -> tuple:
         """Its values, and the multipliers; the axes kept with size 1."""
         values = (p.log_sum + p.own for p in (self.point, self.point0))
-        return *values, self.weights
+        return *values, self.weights, self.guard
 
     def log_softmax(self) -> tuple:
         """The values of `operand - logsumexp(operand)`, and the weights of `_step`."""
-        left = self.left_over()
-        return after(left, self.point.log_p), self.point0.log_p, left, (-self.weights,)
+        left, value = self.left_over(), self.point.log_p
+        shared = (-self.weights,), self._shared_guard(())
+        return after(left, value), self.point0.log_p, left, *shared
+
+    def _shared_guard(self, slope: tuple) -> tuple | None:
+        return None if self.guard is None else (-self.guard, *slope)
 
     def softmax(self) -> tuple:
         """The values of `exp(log_softmax(operand))`, and the weights of `_step`."""
@@ -155,23 +179,48 @@ class _LogSumExp:
             left = jnp.where(self.turned, -of_sum, left)
             weights = jnp.where(self.turned, of_sum, weights)
         value = after(left, after(slope, value))
-        return value, reference, slope * left, (-weights, slope)
+        guard = self._shared_guard((slope,))
+        return value, reference, slope * left, (-weights, slope), guard
 
 
 @functools.partial(jax.jit, static_argnames=("method", "axes"))
-def _traced(method: Callable, x: Any, r: Any, factors: Any, axes: Sequence[int]):
-    return method(_LogSumExp(wide(x), wide(r), factors, axes))
+def _traced(method: Callable, ends: Any, guards: Any, factors: Any, axes: Any):
+    ends, guards = jax.tree.map(wide, (ends, guards))
+    return method(_LogSumExp(ends, guards, factors, axes))
 
 
 def _explained(method: Callable, powers: Powers) -> tuple[Pair, Any]:
     """The operand of a sum of powers, and what a method says of them."""
-    pair = pair_of(powers.operand)
-    return pair, _traced(method, *pair.ends, powers.factors, powers.axes)
+    pair, guards = pair_of(powers.operand), (None, None)
+    if powers.guard is not None:
+        shift = 0.0 if powers.shift is None else settle(powers.shift)
+        ends = stopped(shift), at_reference(shift)
+        guards = [math.log(powers.guard) + _once(end, powers) for end in ends]
+    return pair, _traced(method, pair.ends, guards, powers.factors, powers.axes)
+
+
+def _once(array: Any, powers: Powers) -> Any:
+    """What is constant along the axes of a sum, only once along them."""
+    for axis in powers.axes if jnp.ndim(array) else ():
+        array = lax.slice_in_dim(array, 0, 1, axis=axis)
+    return jnp.asarray(array)
+
+
+def _of_guard(powers: Powers, weights: tuple | None) -> list[tuple]:
+    """The term of what guards: it moves with the shift, unless that is fixed."""
+    shift = settle(powers.shift)
+    if weights is None or not isinstance(shift, Pair):
+        return []
+
+    def moved(weights, tangent):
+        return functools.reduce(operator.mul, weights) * _once(tangent, powers)
+
+    return [(moved, weights, shift)]
 
 
 def _step(method: Callable, powers: Powers, dtype: Any) -> Pair:
     """`slope_i ((1 - M_i) t_i - sum over the others of M_j t_j)`."""
-    pair, (value, reference, left, shared) = _explained(method, powers)
+    pair, (value, reference, left, shared, guard) = _explained(method, powers)
     axes = powers.axes  # all of it would be kept, and its values with it
 
     # All together the weights `M` are at most 1 (the logarithmic mean is concave, and
@@ -190,13 +239,15 @@ def _step(method: Callable, powers: Powers, dtype: Any) -> Pair:
         rest = total + jnp.where(top, 0, largest - rest)
         return slope[0] * rest if slope else rest
 
-    terms = (scale, left, pair), (others, shared, pair)
+    terms = (scale, left, pair), (others, shared, pair), *_of_guard(powers, guard)
     return secant(value.astype(dtype), reference.astype(dtype), *terms)
 
 
 def _logsumexp(powers: Powers) -> Pair:
     """logsumexp, the axes kept with size 1."""
-    pair, (value, reference, weights) = _explained(_LogSumExp.logsumexp, powers)
+    found = _explained(_LogSumExp.logsumexp, powers)
+    pair, (value, reference, weights, guard) = found
+    guard = _of_guard(powers, None if guard is None else (guard,))
     axes = powers.axes
 
     def total(weights, tangent):
@@ -204,7 +255,7 @@ def _logsumexp(powers: Powers) -> Pair:
 
     dtype = pair.r.dtype
     term = total, weights, pair
-    return secant(value.astype(dtype), reference.astype(dtype), term)
+    return secant(value.astype(dtype), reference.astype(dtype), term, *guard)
 
 
 def cumulative(step: Step, operand: Pair) -> Pair:
@@ -333,9 +384,10 @@ def freeze(step: Step, operand: Varying) -> Any:
 
     A shift that what the function returns does not depend on (the stopped maximum of a
     softmax) is each point's own, and not stopped: the larger points are apart, the more
-    that matters to what the softmax is made of. In the body of a loop, where that is
-    not to be seen, a maximum that shifts exponents is the larger of its two values, so
-    that neither evaluation overflows. A step function (round) has no
+    that matters to what the softmax is made of. Where it depends on it by a guard
+    against division by 0 alone, it is stopped where it does not move. In the body of a
+    loop, where that is not to be seen, a maximum that shifts exponents is the larger of
+    its two values, so that neither evaluation overflows. A step function (round) has no
     gradient to stop: it stays what it is, and range reduction by it is right at both
     points.
     """
@@ -343,12 +395,30 @@ def freeze(step: Step, operand: Varying) -> Any:
     if piece.jumps:
         return operand
     context = step.context
-    independent, shifts = is_independent(context.frames)
-    if independent:
-        return operand
+    fate = fate_of(context.frames, _twins(*context.frames[-1]))
+    if fate.independent:
+        return _where_it_moves(settle(operand)) if fate.guarded else operand
     x, r = piece.values[:2]
-    larger = context.is_inner and shifts and _is_maximum(context, operand)
+    larger = (
+        context.is_inner and fate.shifts_exponents and _is_maximum(context, operand)
+    )
     return lax.stop_gradient(jnp.maximum(x, r) if larger else x)
+
+
+def _twins(jaxpr: core.Jaxpr, consts: Sequence, eqn: core.JaxprEqn) -> list:
+    """The other equations that stop the same, written out again."""
+    del consts
+    others = [e for e in jaxpr.eqns if e.primitive is eqn.primitive and e is not eqn]
+    if not others:
+        return []
+    producers = Producers(jaxpr)
+    return [e for e in others if equal(producers, e.invars[0], eqn.invars[0])]
+
+
+def _where_it_moves(pair: Pair) -> Pair:
+    """A pair that passes nothing back where both points are the same."""
+    moves = (number(pair.value) != number(pair.r)).astype(pair.source.dtype)
+    return secant(pair.value, pair.r, (scale, moves, pair))
 
 
 def _is_maximum(origins: Origins, value: Any) -> bool:
@@ -367,6 +437,7 @@ class Powers:
     """`sum(terms, axes)`, `terms = factors * exponentials`, `exp(operand - shift)`.
 
     `factors` are fixed (logsumexp's `b`, the mask of a masked softmax), or None for 1.
+    `guard`, if there is one, is the small number that is added to the sum.
     """
 
     def __init__(
@@ -377,11 +448,12 @@ class Powers:
         exponentials: Any,
         shifted: Any,
         factors: Any,
+        guard: float | None,
     ):
         self.total, self.axes, self.terms = total, total.eqn.params["axes"], terms
         self.size = math.prod(shape_of(total.value))
         self.exponentials, self.shifted, self.factors = exponentials, shifted, factors
-        self.operand, self.shift = self.shifted, None
+        self.operand, self.shift, self.guard = self.shifted, None, guard
         difference = _origin(origins, self.shifted, P.sub_p, through=())
         if difference:
             operand, shift = difference.operands
@@ -390,6 +462,17 @@ class Powers:
                 for axis in self.axes
             ):
                 self.operand, self.shift = operand, shift
+
+    def has_one(self, origins: Origins) -> bool:
+        """Whether one of the terms is known to be 1: the shift is the largest."""
+        through = (*RESHAPES, P.stop_gradient_p)
+        largest = _origin(origins, self.shift, P.reduce_max_p, through)
+        return (
+            largest is not None
+            and self.factors is None
+            and largest.eqn.params["axes"] == self.axes
+            and equal(origins, largest.operands[0], self.operand)
+        )
 
 
 def _constant_along(origins: Origins, value: Any, axis: int, rank: int) -> bool:
@@ -407,7 +490,8 @@ def _constant_along(origins: Origins, value: Any, axis: int, rank: int) -> bool:
 def sum_of_powers(
     origins: Origins, value: Any, through: Sequence = (*RESHAPES, P.abs_p)
 ) -> Powers | None:
-    """`sum(factors * exp(s), axes)` in any shape, recognised."""
+    """`sum(factors * exp(s), axes)` in any shape, recognised, also with a guard."""
+    value, guard, is_floor = _guarded(origins, value, through)
     total = _origin(origins, value, P.reduce_sum_p, through)
     if total is None:
         return None
@@ -416,7 +500,23 @@ def sum_of_powers(
     origin = origins.origin(exponentials)
     if origin is None or origin.eqn.primitive is not P.exp_p:
         return None
-    return Powers(origins, total, terms, exponentials, origin.operands[0], factors)
+    if guard is not None and factors is not None and not is_discrete(factors):
+        return None  # of any sign
+    shifted, added = origin.operands[0], None if is_floor else guard
+    powers = Powers(origins, total, terms, exponentials, shifted, factors, added)
+    # A sum that has e^0 in it is not as small as a floor.
+    return powers if not is_floor or powers.has_one(origins) else None
+
+
+def _guarded(origins: Origins, value: Any, through: Sequence) -> tuple:
+    """A value, what small number guards it, and if this is a floor, and not added."""
+    for primitive in (P.add_p, P.max_p):
+        origin = _origin(origins, value, primitive, through)
+        for one, other in itertools.permutations(origin.operands) if origin else ():
+            small = back(origins, other, RESHAPES)
+            if _is_literal(small) and 0 < np.max(small) == np.min(small) <= GUARD:
+                return one, float(np.max(small)), primitive is P.max_p
+    return value, None, False
 
 
 def _aligned(origins: Origins, powers: Powers, value: Any) -> bool:
@@ -446,7 +546,10 @@ def _axes(origins: Origins, total: Origin, value: Any) -> list[int | None]:
         return [k if shape[k] != 1 else None for k in kept]
     origin = origins.origin(value)
     assert origin is not None  # the sum was found on this way
-    axes = _axes(origins, total, origin.operands[0])
+    varying = (
+        o for o in origin.operands if not _is_literal(back(origins, o, RESHAPES))
+    )
+    axes = _axes(origins, total, next(varying))
     if origin.eqn.primitive is P.broadcast_in_dim_p:
         places = origin.eqn.params["broadcast_dimensions"]
         came_from = dict(zip(places, axes, strict=True))
@@ -467,8 +570,10 @@ def _factors(origins: Origins, value: Any) -> tuple[Any, Any]:
         return value, None
     if origin.eqn.primitive is P.mul_p:
         u, v = origin.operands
-        fixed = [not isinstance(o, Varying) for o in (u, v)]
-        return (v, u) if fixed[0] else (u, v) if fixed[1] else (value, None)
+        for factors, powers in ((u, v), (v, u)):
+            if not isinstance(factors, Varying):
+                return powers, _as_mask(origins, factors)
+        return value, None
     if origin.eqn.primitive is P.select_n_p and len(origin.operands) == 3:
         predicate, first, second = origin.operands
         if not isinstance(predicate, Varying) and is_discrete(predicate):
@@ -477,6 +582,16 @@ def _factors(origins: Origins, value: Any) -> tuple[Any, Any]:
             if is_zero(origins, second):
                 return back(origins, first), jnp.logical_not(predicate)
     return value, None
+
+
+def _as_mask(origins: Origins, factors: Any) -> Any:
+    """Factors that are known to be a mask, 0 or 1, as booleans."""
+    source = back(origins, factors, RESHAPES)
+    boolean = jnp.issubdtype(jnp.result_type(source), bool)
+    known = not isinstance(source, Tracer | core.Var)
+    if boolean or (known and np.isin(source, (0, 1)).all()):
+        return jnp.asarray(factors) != 0
+    return factors
 
 
 def is_zero(origins: Origins, value: Any) -> bool:

@@ -154,6 +154,77 @@ def test_forms_written_out_twice(form, stop):
     np.testing.assert_allclose(logits, inner(x), rtol=1e-6)
 
 
+def exponentials(x):
+    return jnp.exp(x - lax.stop_gradient(x.max()))
+
+
+def guarded_by_segments(x):
+    ids = np.array([0, 0, 1, 1])
+    largest = lax.stop_gradient(jax.ops.segment_max(x, ids, 2))
+    terms = jnp.exp(x - largest[ids])
+    return terms / (jax.ops.segment_sum(terms, ids, 2)[ids] + 1e-9)
+
+
+def guarded(guard, mask=None):
+    def softmax(x):
+        terms = exponentials(x) if mask is None else exponentials(x) * mask
+        return terms / guard(terms.sum(keepdims=True))
+
+    return softmax
+
+
+GUARDED = {  # against division by 0, and the same without
+    "added": (guarded(lambda total: total + 1e-9), nn.softmax),
+    "at least": (guarded(lambda total: jnp.maximum(total, 1e-9)), nn.softmax),
+    "clipped": (guarded(lambda total: jnp.clip(total, 1e-6)), nn.softmax),
+    "masked": (
+        guarded(lambda total: 1e-12 + total, SEEN[0]),
+        lambda x: nn.softmax(x, where=SEEN[0] > 0),
+    ),
+    "segments": (guarded_by_segments, None),
+    "summed before": (
+        lambda x: exponentials(x) @ x / (exponentials(x).sum() + 1e-6),
+        None,
+    ),
+    "logarithm": (
+        lambda x: jnp.log(exponentials(x).sum() + 1e-9) + lax.stop_gradient(x.max()),
+        lambda x: nn.logsumexp(x)[None],
+    ),
+    "nothing there": (
+        guarded(lambda total: total + 1e-9, 0 * SEEN[0]),
+        jnp.zeros_like,
+    ),
+}
+
+
+@pytest.mark.parametrize("form", GUARDED)
+def test_sums_guarded_against_being_0(form, x64):
+    """Each point is shifted by its own maximum, stopped or not."""
+    softmax, without = GUARDED[form]
+    f, expected = (lambda x, g=g: (g(x) * WEIGHTS[1]).sum() for g in (softmax, without))
+    rng = np.random.default_rng(6)
+    for scale in (0.1, 3, 30, 300):
+        x, r = scale * rng.normal(size=(2, 4))
+        y, y0, pullback = jaxlift.vjp(f, x, r)
+        np.testing.assert_allclose([y, y0], [f(x), f(r)], rtol=1e-12, atol=1e-14)
+        contributions = pullback(jnp.ones_like(y)) * (x - r)
+        assert abs(contributions.sum() - (y - y0)) <= 1e-12 * max(abs(y), abs(y0), 1)
+        if without and scale < 10:  # beyond, a mask hides all that is not small
+            other = jaxlift.deeplift(expected)(x, r)
+            np.testing.assert_allclose(contributions, other, rtol=1e-5, atol=1e-6)
+        limit = jax.jit(jaxlift.multipliers(f))(x, x)
+        np.testing.assert_allclose(limit, jax.grad(f)(x), rtol=1e-12, atol=1e-13)
+
+
+def test_what_is_large_is_no_guard():
+    """A shift that the result depends on is stopped, as stop_gradient says."""
+    f = lambda x: (exponentials(x) / (1 + exponentials(x).sum())) @ WEIGHTS[0]
+    x, r = X[0] / 5, R[0]
+    frozen = jnp.exp(r - x.max()) / (1 + jnp.exp(r - x.max()).sum())
+    y, y0, _ = jaxlift.vjp(f, x, r)
+    np.testing.assert_allclose([y, y0], [f(x), frozen @ WEIGHTS[0]], rtol=1e-6)
+
+
 def test_what_is_not_written_twice():
     x, r = X[0] / 5, R[0]
     for f in (
