@@ -85,7 +85,7 @@ class _Ratio(Pair):
 
     @staticmethod
     def weights(piece: Any) -> Slope:
-        """`F(z) / z`; the derivative where z is 0."""
+        """`F(z) / z`; the derivative where z is 0 or infinite (masked)."""
         value = number(piece.values[0])
         return _ratio(value, piece.points[0], piece.best_slope(0))
 
@@ -96,18 +96,20 @@ class _Ratio(Pair):
         return secant(value, reference, (scale, slope, Pair(self.x, self.r)))
 
 
-def _ratio(value: Array, z: Array, at_zero: Slope) -> Array:
-    return jnp.where(z == 0, at_zero, value / jnp.where(z == 0, 1, z))
+def _ratio(value: Array, z: Array, derivative: Slope) -> Array:
+    odd = (z == 0) | jnp.isinf(z)
+    return jnp.where(odd, derivative, value / jnp.where(odd, 1, z))
 
 
 @lazy
 def relevance(step: Step, *operands: Any) -> Varying:
     """A step of an activation `F` of one pair `z`, which passes back `F(z) / z`.
 
-    Affine steps (a bias, a batch norm) belong to `z`.
+    Affine steps (a bias, a batch norm, a mask) belong to `z`.
     """
     varying = [o for o in operands if isinstance(o, Varying)]
     affine = step.primitive in AFFINE and len(varying) == 1
+    affine |= step.primitive is P.select_n_p and not isinstance(operands[0], Varying)
     ratios = [_as_ratio(operand) for operand in operands]
     shapes = {shape_of(o) for o in varying}
     if affine or not one_root(ratios) or shapes != {step.out_shape}:
@@ -131,7 +133,7 @@ def relevance_of_call(step: Step, *operands: Any) -> list:
         filled = (*operands[: players[0]], x, *operands[players[0] + 1 :])
         return step.bind(*filled)[0]
 
-    # Where z is 0, the derivative that the author gave.
+    # Where z is 0 or infinite, the derivative that the author gave.
     value, own = jax.jvp(function, (z.value,), (jnp.ones_like(z.value),))
     return [secant(value, output.r, (scale, _ratio(value, z.value, own), z))]
 

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax import lax
 from jax.core import ShapedArray, eval_jaxpr
+from jax.experimental import checkify
 from jax.extend import core, source_info_util
 from jax.extend.core import primitives
 from jax.interpreters import ad
@@ -179,4 +180,5 @@ PIVOTS = _probe(
 EFFECTS = [
     *_probe(lambda x: jax.debug.print("{}", x), 1.0),
     *_probe(lambda x: jax.debug.callback(lambda _: None, x), 1.0),
+    *_probe(lambda x: checkify.check(x, "of what went wrong"), np.True_)[-1:],
 ]

@@ -27,7 +27,7 @@ from jaxlift._interpret import (
     tags_of,
 )
 from jaxlift._pieces import Piece, as_pieces, pair_of, settle
-from jaxlift._rules import choose, gradient, hypot, one_root, path
+from jaxlift._rules import choose, given_to_branch, gradient, hypot, one_root, path
 from jaxlift._values import (
     Array,
     Pair,
@@ -266,6 +266,7 @@ def scan(step: Step, *operands: Any) -> list:
     consts, carry, xs = _parts(list(map(settle, operands)), n_consts, n_carry)
     moving = _vary(step, operands)[:n_carry]
     seeds = {k: v for k, v in context.seeds.items() if k in dict(tags_of(step.eqn))}
+    rows = xs, seeds  # whose length may be symbolic
 
     def body(carry, row):
         xs, seeds = row
@@ -274,7 +275,7 @@ def scan(step: Step, *operands: Any) -> list:
         return outputs[:n_carry], (outputs[n_carry:], found)
 
     def once(carry):
-        row = jax.tree.map(lambda leaf: leaf[0], (xs, seeds))
+        row = jax.tree.map(lambda leaf: leaf[0], rows)
         return body(carry, row)[0]
 
     kinds = _kinds(context, once, carry, moving)
@@ -286,8 +287,8 @@ def scan(step: Step, *operands: Any) -> list:
     carry, (ys, found) = lax.scan(
         lifted,
         _lift(carry, kinds),
-        (xs, seeds),
-        length=params["length"],
+        rows,
+        length=None if jax.tree.leaves(rows) else params["length"],
         reverse=params["reverse"],
         unroll=params["unroll"],
     )
@@ -307,8 +308,10 @@ def _straight(step: Step, operands: Sequence) -> bool:
     """
     n_consts, n_carry = _compat.scan_sizes(step.eqn)
     jaxpr, _ = _compat.open_jaxpr(step.params["jaxpr"])
+    length = step.params["length"]
     return (
-        1 <= step.params["length"] <= step.params["unroll"]
+        isinstance(length, int)  # and not symbolic
+        and 1 <= length <= step.params["unroll"]
         and len(step.eqn.outvars) == n_carry
         and not any(isinstance(o, Varying) for o in operands[n_consts + n_carry :])
         and _POINTWISE.issuperset(eqn.primitive for eqn in jaxpr.eqns)
@@ -330,10 +333,11 @@ def while_loop(step: Step, *operands: Any) -> list:
     raise UnsupportedPrimitiveError(
         "the trip count of a while loop is not known beforehand, and it works on a "
         "value that depends on the attributed input at "
-        f"{_compat.source_line(step.eqn)}: there is no way back through it, in "
-        "jax.grad either. Bound it (jax.lax.fori_loop with Python numbers for limits, "
-        "jax.lax.scan), give the function around it a rule of its own "
-        "(@jaxlift.custom_rule), or stop the gradient of what the loop works on."
+        f"{_compat.source_line(step.eqn)}: there is no way back through it (the "
+        "backward rule of a custom_vjp around it is of a gradient). Bound it "
+        "(jax.lax.fori_loop with Python numbers for limits, jax.lax.scan), give the "
+        "function around it a rule of its own (@jaxlift.custom_rule), or stop the "
+        "gradient of what the loop works on."
     )
 
 
@@ -344,8 +348,13 @@ def cond(step: Step, index: Any, *operands: Any) -> list:
     if isinstance(index, Pair):
         rows = []
         for k, branch in enumerate(branches):
+            taken = (index.value == k) | (index.r == k)
+            given = [
+                given_to_branch(taken, o) if isinstance(o, Pair) else o
+                for o in operands
+            ]
             with step.context.where(index.value == k):
-                outputs = _walk(step.context, branch, operands)
+                outputs = _walk(step.context, branch, given)
                 rows.append([settle(output) for output in outputs])
         return [choose(index, cases, lax.select_n) for cases in zip(*rows, strict=True)]
 
@@ -398,7 +407,7 @@ def tag(step: Step, operand: Any) -> Any:
 
 
 def observe(step: Step, *operands: Any) -> list:
-    """An effect (debug.print): once, with the values at the input, if it gets there."""
+    """An effect (debug.print, a check): once, at the input, if it gets there."""
     values = [stopped(operand) for operand in operands]
     if not step.context.taken:
         return step.bind(*values)

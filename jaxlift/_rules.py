@@ -552,6 +552,9 @@ def select(step: Step, predicate: Any, *cases: Any) -> Varying:
     quotient of the selected values, unless the one slope says the same. Elsewhere see
     `choose`.
     """
+    if _is_of_a_branch(step, predicate, cases):
+        taken = settle(predicate)
+        return given_to_branch(taken.value | taken.r, settle(cases[1]))
     shapes = {shape_of(o) for o in (predicate, *cases) if isinstance(o, Varying)}
     if one_root((predicate, *cases)) and shapes == {step.out_shape}:
         return Selection(step, as_pieces((predicate, *cases)))
@@ -559,6 +562,38 @@ def select(step: Step, predicate: Any, *cases: Any) -> Varying:
     if not isinstance(predicate, Pair):
         return linear(step, predicate, *settled, indices=(0,))
     return choose(predicate, settled, step.bind)
+
+
+def _is_of_a_branch(step: Step, predicate: Any, cases: Sequence) -> bool:
+    """Whether this is what vmap gives to a branch: `select(index == k, stop(v), v)`.
+
+    Of a `cond` it makes branches that are all evaluated and a selection among them;
+    what is given to a branch it stops where the branch is not selected.
+    """
+    stopped_case, made = (step.context.origin(o) for o in (cases[0], predicate))
+    if made is not None and made.eqn.primitive is P.broadcast_in_dim_p:
+        made = step.context.origin(made.operands[0])
+    return (
+        isinstance(predicate, Varying)
+        and stopped_case is not None
+        and stopped_case.eqn.primitive is P.stop_gradient_p
+        and stopped_case.operands[0] is cases[-1]
+        and made is not None
+        and made.eqn.primitive is P.eq_p
+        and is_discrete(made.eqn.invars[0].aval)
+    )
+
+
+def given_to_branch(taken: Array, operand: Pair) -> Pair:
+    """What a branch works on, which is taken at one of the points, or is not.
+
+    Where it is not, nothing comes back of it, whatever its slopes are there.
+    """
+
+    def tangent(taken, tangent):
+        return jnp.where(taken, tangent, 0)
+
+    return secant(operand.value, operand.r, (tangent, taken, operand))
 
 
 class Selection(Piece):

@@ -66,6 +66,13 @@ GUARD = 1e-4
 """The most that is added to a sum of powers as a guard: their largest is 1."""
 
 
+def is_guard(number: Any) -> bool:
+    """Whether a number, known by its value, is a guard against division by 0."""
+    value = np.asarray(number)
+    real = np.issubdtype(value.dtype, np.floating)
+    return bool(real and value.size and 0 < value.min() == value.max() <= GUARD)
+
+
 class _Dependent(Exception):
     """A value depends on the shift in some other way."""
 
@@ -104,10 +111,9 @@ def fate_of(frames: Sequence[tuple], twins: Sequence[core.JaxprEqn] = ()) -> Fat
 
 
 def _size(literal: core.Literal) -> _State:
-    value = np.asarray(literal.val)
-    if not np.any(value):
+    if not np.any(np.asarray(literal.val)):
         return _ZERO
-    return _SMALL if np.all((value > 0) & (value <= GUARD)) else None
+    return _SMALL if is_guard(literal.val) else None
 
 
 def _all_axes(eqn: Any) -> tuple:

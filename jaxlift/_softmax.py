@@ -47,7 +47,7 @@ from jaxlift._differences import decay, gap, of_exp, wide
 from jaxlift._interpret import Origin, Origins, Producers, Step, lazy, structural
 from jaxlift._pieces import pair_of, piece_of, root_of, settle, shape_of
 from jaxlift._rules import elementwise
-from jaxlift._shifts import GUARD, fate_of
+from jaxlift._shifts import fate_of, is_guard
 from jaxlift._values import (
     Pair,
     Varying,
@@ -514,7 +514,7 @@ def _guarded(origins: Origins, value: Any, through: Sequence) -> tuple:
         origin = _origin(origins, value, primitive, through)
         for one, other in itertools.permutations(origin.operands) if origin else ():
             small = back(origins, other, RESHAPES)
-            if _is_literal(small) and 0 < np.max(small) == np.min(small) <= GUARD:
+            if _is_literal(small) and is_guard(small):
                 return one, float(np.max(small)), primitive is P.max_p
     return value, None, False
 

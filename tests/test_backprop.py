@@ -88,3 +88,17 @@ def test_winner_at_input_ignores_the_reference():
     only = jaxlift.multipliers(pooled, rules=rules)
     close(only(X, 5.0), jax.grad(pooled)(X))
     close(m(X, X), jax.grad(f)(X))
+
+
+def test_relevance_of_what_is_masked():
+    """A mask is no activation: minus infinity is as good as a large number."""
+    mask, x = jnp.array([True, True, False]), jnp.array([1.0, 2.0, 3.0])
+    for f in (jax.nn.softmax, jax.nn.log_softmax, jax.nn.logsumexp):
+        found, expected = (
+            jaxlift.deeplift(
+                lambda x, f=f, low=low: f(jnp.where(mask, x, low)).ravel()[0],
+                rules=jaxlift.LRP,
+            )(x, 0.0)
+            for low in (-jnp.inf, -1e9)
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-6)

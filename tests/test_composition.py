@@ -432,6 +432,45 @@ def test_nothing_at_all_to_explain():
         assert explained.shape == nothing.shape
 
 
+@pytest.mark.parametrize("table", TABLES)
+def test_a_scan_of_symbolic_length(table):
+    rnn = lambda x: lax.scan(lambda c, t: (jnp.tanh(c + t), None), X, x)[0].sum()
+    explain = jax.jit(jaxlift.deeplift(rnn, rules=getattr(jaxlift, table)))
+    shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("t, 3"), jnp.float32)
+    x = jax.random.normal(jax.random.key(3), (5, 3))
+    found = jax.export.export(explain)(shape, shape).call(x, 0 * x)
+    np.testing.assert_allclose(found, explain(x, 0 * x), rtol=1e-5, atol=1e-6)
+
+
+BRANCHES = {
+    "cond": lambda x: lax.cond(x[0] > 0, lambda x: 3 * x[1], lambda x: x[1], x),
+    "switch": lambda x: lax.switch(
+        (x[0] > 0) + (x[0] > 1).astype(int), [jnp.sum, jnp.max, lambda x: x[1]], x
+    ),
+    "one is not defined": lambda x: lax.cond(
+        x[0] > 0, lambda x: jnp.sqrt(x).sum(), lambda x: x.sum(), x
+    ),
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("name", BRANCHES)
+def test_branches_one_by_one_and_in_a_batch(name, table):
+    """vmap stops what it gives to the branches that are not taken: no part of f."""
+    f, rules = BRANCHES[name], getattr(jaxlift, table)
+    x = jnp.array([[1.0, 2.0], [-1.0, 3.0], [0.5, 0.1], [-2.0, -1.0], [2.0, 1.0]])
+    r = jnp.array([[0.5, 1.0], [-2.0, 1.0], [1.5, 0.3], [-1.0, -3.0], [2.0, 1.0]])
+    if name != "one is not defined":  # where only one of the points takes it
+        r = r.at[:2].set(-r[:2])
+    expected = jnp.stack(
+        [jaxlift.multipliers(f, rules=rules)(*p) for p in zip(x, r, strict=True)]
+    )
+    mapped = lambda x: lax.map(f, x, batch_size=2).sum()
+    for batch in (lambda x: jax.vmap(f)(x).sum(), mapped):
+        found = jaxlift.multipliers(batch, rules=rules)(x, r)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 CHOSEN = {  # by conditions in turn, and the same by one at a time
     "one": (
         lambda x: jnp.select([x > 0], [jnp.log(x)], 0.0),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import checkify
 
 import jaxlift
 from jaxlift import targets
@@ -498,3 +499,15 @@ def test_derivatives_of_contributions_are_refused_not_wrong():
     np.testing.assert_allclose(
         hessian(w, x, 0.0), jax.hessian(f, 1)(w, x), rtol=1e-5, atol=1e-6
     )
+
+
+def test_a_check_is_made_once_at_the_input():
+    def f(x):
+        checkify.check(x.sum() < 10, "too large")
+        return jnp.tanh(x).sum()
+
+    for explain in (jaxlift.deeplift(f), jax.jit(jaxlift.deeplift(f))):
+        error, found = checkify.checkify(explain)(X, 10 + R)
+        assert error.get() is None
+        close(found.sum(), jnp.tanh(X).sum() - jnp.tanh(10 + R).sum())
+        assert "too large" in checkify.checkify(explain)(10 + X, R)[0].get()
