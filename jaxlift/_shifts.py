@@ -16,6 +16,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.extend import core
@@ -69,7 +70,7 @@ GUARD = 1e-4
 def is_guard(number: Any) -> bool:
     """Whether a number, known by its value, is a guard against division by 0."""
     value = np.asarray(number)
-    real = np.issubdtype(value.dtype, np.floating)
+    real = jnp.issubdtype(value.dtype, jnp.floating)
     return bool(real and value.size and 0 < value.min() == value.max() <= GUARD)
 
 
