@@ -18,8 +18,8 @@ from jax.tree_util import Partial
 from jaxlift import _compat
 from jaxlift._interpret import Step, lazy
 from jaxlift._pieces import settle, shape_of
+from jaxlift._powers import is_zero
 from jaxlift._rules import AFFINE, extend, gradient, one_root, select
-from jaxlift._softmax import is_zero
 from jaxlift._values import (
     Array,
     Pair,

@@ -11,7 +11,7 @@ from jax.extend.core import primitives as P
 from jaxlift import _compat
 from jaxlift._compat import existing
 from jaxlift._interpret import Origin, Producers
-from jaxlift._softmax import RESHAPES, back, log_softmax_of, softmax_of
+from jaxlift._powers import RESHAPES, back, log_softmax_of, softmax_of
 
 _CALLS = (P.custom_jvp_call_p, P.remat_p)
 _CALLS += tuple(existing("jit", "closed_call", "call", "composite", "custom_vjp_call"))
