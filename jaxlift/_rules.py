@@ -552,12 +552,12 @@ def select(step: Step, predicate: Any, *cases: Any) -> Varying:
     quotient of the selected values, unless the one slope says the same. Elsewhere see
     `choose`.
     """
-    if _is_of_a_branch(step, predicate, cases):
-        taken = settle(predicate)
-        return given_to_branch(taken.value | taken.r, settle(cases[1]))
     shapes = {shape_of(o) for o in (predicate, *cases) if isinstance(o, Varying)}
     if one_root((predicate, *cases)) and shapes == {step.out_shape}:
         return Selection(step, as_pieces((predicate, *cases)))
+    if _is_of_a_branch(step, predicate, cases):
+        taken = settle(predicate)
+        return given_to_branch(taken.value | taken.r, settle(cases[1]))
     predicate, settled = settle(predicate), [settle(case) for case in cases]
     if not isinstance(predicate, Pair):
         return linear(step, predicate, *settled, indices=(0,))
@@ -575,6 +575,7 @@ def _is_of_a_branch(step: Step, predicate: Any, cases: Sequence) -> bool:
         made = step.context.origin(made.operands[0])
     return (
         isinstance(predicate, Varying)
+        and isinstance(cases[-1], Varying)
         and stopped_case is not None
         and stopped_case.eqn.primitive is P.stop_gradient_p
         and stopped_case.operands[0] is cases[-1]
