@@ -298,7 +298,7 @@ def softmax_or_divide(step: Step, numerator: Any, denominator: Any) -> Varying:
     if powers is None:
         return elementwise(step, numerator, denominator)
     above = back(step.context, numerator)
-    bare = equal(step.context, above, powers.exponentials)
+    bare = powers.factors is None or equal(step.context, above, powers.exponentials)
     method = _LogSumExp.softmax if bare else _LogSumExp.masked_softmax
     return _step(method, powers, step.out_dtype)
 
@@ -310,9 +310,9 @@ def softmax_or_exp(step: Step, operand: Any) -> Varying:
     The parts of a log-probability cancel, and there is none beyond 0.
     """
     difference = origin_of(step.context, operand, P.sub_p, (P.convert_element_type_p,))
-    if difference is None or not root_of(operand).rank:
-        return elementwise(step, operand)
-    powers = log_softmax_of(step.context, *difference.operands)
+    powers = None
+    if difference is not None and root_of(operand).rank:
+        powers = log_softmax_of(step.context, *difference.operands)
     if powers is None:
         return elementwise(step, operand)
     return _step(_LogSumExp.softmax, powers, step.out_dtype)
@@ -372,7 +372,8 @@ def freeze(step: Step, operand: Varying) -> Any:
     if piece.jumps:
         return operand
     context = step.context
-    fate = fate_of(context.frames, _twins(*context.frames[-1]))
+    jaxpr, _, eqn = context.frames[-1]
+    fate = fate_of(context.frames, _twins(jaxpr, eqn))
     if fate.independent:
         return _where_it_moves(settle(operand)) if fate.guarded else operand
     x, r = piece.values[:2]
@@ -382,9 +383,8 @@ def freeze(step: Step, operand: Varying) -> Any:
     return lax.stop_gradient(jnp.maximum(x, r) if larger else x)
 
 
-def _twins(jaxpr: core.Jaxpr, consts: Sequence, eqn: core.JaxprEqn) -> list:
+def _twins(jaxpr: core.Jaxpr, eqn: core.JaxprEqn) -> list[core.JaxprEqn]:
     """The other equations that stop the same, written out again."""
-    del consts
     others = [e for e in jaxpr.eqns if e.primitive is eqn.primitive and e is not eqn]
     if not others:
         return []

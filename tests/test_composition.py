@@ -529,7 +529,7 @@ def test_a_quotient_of_complex_numbers(table, x64):
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_logsumexp_of_all_that_came_before(reverse, x64):
-    """Each is a logsumexp; far apart, next to each other, and masked."""
+    """Each is a logsumexp, of points far apart and next to each other."""
     weights = np.arange(1.0, 7)
     rng = np.random.default_rng(2)
     x, r = rng.normal(size=(2, 6))
