@@ -1,14 +1,40 @@
 """Shared by all tests: 8 simulated devices, helpers, and where the oracles lie."""
 
 import os
+import subprocess
+import sys
 import tempfile
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-os.environ.setdefault("KERAS_BACKEND", "jax")
-
-import jax
 import numpy as np
 import pytest
+
+_DEVICES = "--xla_force_host_platform_device_count=8"
+# Compile times make up those of the tests, and what is compiled runs a few times. Level
+# 0 is not to be had: XLA gets `jax.grad(lambda x: (0.3 * x + 0.1).max(-1).sum() +
+# x.mean())` of a float64 (3, 4) wrong there, at more than half of random points.
+_QUICK = (
+    "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false"
+)
+
+
+def _flags():
+    """Those for XLA, which ends a process that gives it one that it does not know."""
+    flags = f"{_DEVICES} {_QUICK}"
+    known = subprocess.run(
+        [sys.executable, "-c", "import jax; jax.devices()"],
+        env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True,
+    )
+    return flags if known.returncode == 0 else _DEVICES
+
+
+# Processes that share the tests are given the environment of the one that starts them.
+if "XLA_FLAGS" not in os.environ:
+    os.environ["XLA_FLAGS"] = _flags()
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import jax  # noqa: E402  it reads what is set above
 
 # Programs that are dropped (below, and where a test of many functions drops them) need
 # not be compiled again. Each process has its own: entries are not written atomically.

@@ -15,7 +15,8 @@ KEY = jax.random.key(7)
 def _linen(module, shape, *args, **kwargs):
     """A linen module as a function of its input, in the input's dtype."""
 
-    def make():
+    @jax.jit
+    def draw():
         variables = module.init(KEY, jnp.zeros(shape, jnp.float32), *args, **kwargs)
         leaves, tree = jax.tree.flatten(variables)
         keys = jax.random.split(KEY, len(leaves))
@@ -28,7 +29,10 @@ def _linen(module, shape, *args, **kwargs):
                 jax.tree_util.tree_flatten_with_path(variables)[0], keys, strict=True
             )
         ]
-        variables = jax.tree.unflatten(tree, leaves)
+        return jax.tree.unflatten(tree, leaves)
+
+    def make():
+        variables = draw()
 
         def f(x):
             cast = jax.tree.map(lambda w: w.astype(x.dtype), variables)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import quickly
 from jax import nn
 from sampling import ALL
 
@@ -80,7 +79,7 @@ def test_complete_to_rounding(rules, dtype):
     x, r = PAIRS[:, abs(PAIRS).max(0) <= FARTHEST[dtype]]
     with jax.enable_x64(dtype == "float64"):
         x, r = jnp.asarray(x, dtype), jnp.asarray(r, dtype)
-        rows = quickly(jax.vmap(explained))(x, r)
+        rows = jax.jit(jax.vmap(explained))(x, r)
         eps = float(jnp.finfo(dtype).eps)
     dx = np.float64(x) - np.float64(r)
     for name, row in zip(COMPOSED, rows, strict=True):
@@ -103,7 +102,7 @@ def test_complete_to_rounding(rules, dtype):
 def test_the_limit_is_the_gradient_of_jax(name):
     x = jnp.asarray(POINTS[abs(POINTS) <= 20], "float32")
     f = lambda x: COMPOSED[name](x).sum()
-    both = quickly(lambda x: (jaxlift.multipliers(f)(x, x), jax.grad(f)(x)))
+    both = jax.jit(lambda x: (jaxlift.multipliers(f)(x, x), jax.grad(f)(x)))
     limit, gradient = both(x)
     finite = np.isfinite(gradient)
     scale = np.maximum(abs(gradient[finite]), 1)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import quickly
 from jax import lax
 from jax.extend import core
 
@@ -67,7 +66,7 @@ def test_the_gradient_in_either_operand_and_complete_in_both(x64, name, axes):
     weighted = lambda x, k: (weights * f(x, k)).sum()
     squares = lambda x, k: (f(x, k) ** 2).sum()
 
-    @quickly
+    @jax.jit
     def found(x, k):
         reveal = jaxlift.multipliers(weighted, rules=jaxlift.REVEAL_CANCEL)
         return (
@@ -76,7 +75,7 @@ def test_the_gradient_in_either_operand_and_complete_in_both(x64, name, axes):
             jaxlift.deeplift(squares, (0, 1))(x, k, (x + 1, 2 * k)),
         )
 
-    @quickly
+    @jax.jit
     def expected(x, k):
         by_x, by_k = jax.grad(weighted, (0, 1))(x, k)
         return by_x, by_k, squares(x, k) - squares(x + 1, 2 * k)

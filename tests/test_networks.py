@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import quickly
 from flax import nnx
 from networks import NETWORKS
-from sampling import alternating
+from sampling import alternating, every
 
 import jaxlift
 
@@ -43,7 +42,7 @@ def evaluator(f):
         rows = jnp.eye(y.size, dtype=y.dtype).reshape(y.size, *y.shape)
         return y, y0, jax.vmap(pullback)(rows), f(x), f(r), jax.jacrev(f)(x)
 
-    return quickly(evaluate)
+    return jax.jit(evaluate)
 
 
 def references(x):
@@ -56,7 +55,12 @@ def references(x):
     ]
 
 
-@pytest.mark.parametrize("name, dtype", alternating(NETWORKS))
+# `test_activations` has the activations one by one.
+_MLPS = [name for name in NETWORKS if name.startswith("mlp_")]
+_TAKEN = [*every(3, _MLPS), *(name for name in NETWORKS if name not in _MLPS)]
+
+
+@pytest.mark.parametrize("name, dtype", alternating(_TAKEN))
 def test_complete_and_gradient_limit(name, dtype, x64):
     make, shape = NETWORKS[name]
     f = make()
@@ -81,8 +85,8 @@ def test_gradient_limit_at_kinks(name):
     f = make()
     g = lambda x: f(x).sum()
     x = jnp.zeros(shape)
-    multipliers = quickly(jaxlift.multipliers(g))(x, x)
-    np.testing.assert_array_equal(multipliers, quickly(jax.grad(g))(x))
+    multipliers = jax.jit(jaxlift.multipliers(g))(x, x)
+    np.testing.assert_array_equal(multipliers, jax.jit(jax.grad(g))(x))
 
 
 @pytest.mark.parametrize("name", ["mlp_silu", "cnn_max_overlapping", "encoder", "gru"])
@@ -91,16 +95,16 @@ def test_jit_and_vmap_change_nothing(name):
     g = jaxlift.deeplift(make(), target=1)
     xs = jax.random.normal(KEY_X, (3, *shape))
     rs = jax.random.normal(KEY_R, (2, *shape))
-    once = quickly(g)
+    once = jax.jit(g)
     loop = np.stack([[once(x, r) for r in rs] for x in xs])
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     if name == "mlp_silu":  # others are slow to compile, and to run
         close(g(xs[0], rs[0]), loop[0, 0])
-        close(quickly(jax.vmap(g, (0, None)))(xs, rs[0]), loop[:, 0])
-        close(quickly(jax.vmap(g, (None, 0)))(xs[0], rs), loop[0])
-        close(quickly(jax.vmap(g))(xs[:2], rs), loop[[0, 1], [0, 1]])
+        close(jax.jit(jax.vmap(g, (0, None)))(xs, rs[0]), loop[:, 0])
+        close(jax.jit(jax.vmap(g, (None, 0)))(xs[0], rs), loop[0])
+        close(jax.jit(jax.vmap(g))(xs[:2], rs), loop[[0, 1], [0, 1]])
     over_both = jax.vmap(jax.vmap(g, (None, 0)), (0, None))
-    close(quickly(over_both)(xs, rs), loop)
+    close(jax.jit(over_both)(xs, rs), loop)
 
 
 @pytest.mark.parametrize("activation", [jax.nn.relu, jax.nn.gelu, jax.nn.silu])

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from compiling import quickly
 
 import jaxlift
 from jaxlift import references
@@ -61,7 +60,7 @@ def random_sequence(length, seed, letters="ACGT"):
 
 @functools.cache
 def jitted(name, n):
-    return quickly(lambda key, x: getattr(references, name)(key, x, n))
+    return jax.jit(lambda key, x: getattr(references, name)(key, x, n))
 
 
 # ------------------------------------------------------------------------- shuffles
@@ -358,7 +357,7 @@ def network(x):
 
 @functools.cache
 def explained():
-    return quickly(jaxlift.deeplift_shap(network))
+    return jax.jit(jaxlift.deeplift_shap(network))
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import quickly
 from jax.ad_checkpoint import checkpoint_name
 from networks import NETWORKS
 from sampling import alternating
@@ -184,7 +183,7 @@ def test_complete_on_every_family(name, rules, dtype, x64):
         y, y0, pullback = jaxlift.vjp(f, x, r, rules=RULES[rules])
         return y, y0, jax.vmap(pullback)(jnp.eye(3, dtype=y.dtype)), jax.jacrev(f)(x)
 
-    evaluate = quickly(evaluate)
+    evaluate = jax.jit(evaluate)
     for r in (jax.random.normal(KEYS[1], shape).astype(dtype), jnp.zeros_like(x)):
         y, y0, slopes, _ = evaluate(x, r)
         gap, allowed = gaps(x, r, y, y0, slopes)
@@ -200,12 +199,12 @@ def test_jit_vmap_and_reference_sets():
     xs = jax.random.normal(KEYS[0], (3, *shape))
     rs = jax.random.normal(KEYS[1], (2, *shape))
     g = jaxlift.deeplift(f, target=0, rules=jaxlift.REVEAL_CANCEL)
-    once = quickly(g)
+    once = jax.jit(g)
     loop = np.stack([[once(x, r) for r in rs] for x in xs])
-    both = quickly(jax.vmap(jax.vmap(g, (None, 0)), (0, None)))
+    both = jax.jit(jax.vmap(jax.vmap(g, (None, 0)), (0, None)))
     np.testing.assert_allclose(both(xs, rs), loop, rtol=1e-4, atol=1e-6)
     shap = jaxlift.deeplift_shap(f, target=0, rules=jaxlift.REVEAL_CANCEL, batch_size=1)
-    mean = quickly(jax.vmap(shap, (0, None)))(xs, rs)
+    mean = jax.jit(jax.vmap(shap, (0, None)))(xs, rs)
     np.testing.assert_allclose(mean, loop.mean(1), rtol=1e-4, atol=1e-6)
 
 
