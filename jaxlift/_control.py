@@ -80,9 +80,14 @@ def call(step: Step, *operands: Any) -> list:
 @lazy
 @structural
 def jitted(step: Step, *operands: Any) -> list:
-    """A function that is jitted: its body, but for `jax.numpy.hypot`."""
-    known = _compat.is_hypot(step.eqn)
-    return [hypot(step, *operands)] if known else call(step, *operands)
+    """A function that is jitted: its body, but for `jax.numpy.hypot`.
+
+    `jax_debug_nans` looks at what it returns, not into it: `jnp.var` masks a NaN.
+    """
+    if _compat.is_hypot(step.eqn):
+        return [hypot(step, *operands)]
+    with jax.debug_nans(False):
+        return call(step, *operands)
 
 
 @lazy

@@ -8,6 +8,7 @@ the same with masks, with guards against division by 0, and with parts twice.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -57,6 +58,7 @@ def logsumexp_of(origins: Origins, total: Any, shift: Any) -> Powers | None:
     return powers if equal(origins, *shifts) else None
 
 
+@dataclasses.dataclass(frozen=True)
 class Powers:
     """`sum(terms, axes)`, `terms = factors * exponentials`, `exp(operand - shift)`.
 
@@ -64,28 +66,24 @@ class Powers:
     `guard`, if there is one, is the small number that is added to the sum.
     """
 
-    def __init__(
-        self,
-        origins: Origins,
-        total: Origin,
-        terms: Any,
-        exponentials: Any,
-        shifted: Any,
-        factors: Any,
-        guard: float | None,
-    ):
-        self.total, self.axes, self.terms = total, total.eqn.params["axes"], terms
-        self.size = math.prod(shape_of(total.value))
-        self.exponentials, self.shifted, self.factors = exponentials, shifted, factors
-        self.operand, self.shift, self.guard = self.shifted, None, guard
-        difference = origin_of(origins, self.shifted, P.sub_p, through=())
-        if difference:
-            operand, shift = difference.operands
-            if shape_of(operand) == shape_of(self.shifted) and all(
-                _constant_along(origins, shift, axis, len(shape_of(operand)))
-                for axis in self.axes
-            ):
-                self.operand, self.shift = operand, shift
+    total: Origin
+    terms: Any
+    exponentials: Any
+    factors: Any | None
+    shifted: Any
+    operand: Any
+    shift: Any | None
+    guard: float | None = None
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Those that are summed over."""
+        return self.total.eqn.params["axes"]
+
+    @property
+    def size(self) -> int:
+        """How many sums there are."""
+        return math.prod(shape_of(self.total.value))
 
     def has_one(self, origins: Origins) -> bool:
         """Whether one of the terms is known to be 1: the shift is the largest."""
@@ -115,7 +113,7 @@ def sum_of_powers(
     origins: Origins, value: Any, through: Sequence = (*RESHAPES, P.abs_p)
 ) -> Powers | None:
     """`sum(factors * exp(s), axes)` in any shape, recognised, also with a guard."""
-    value, guard, is_floor = _guarded(origins, value, through)
+    value, guard = _guarded(origins, value, through)
     total = origin_of(origins, value, P.reduce_sum_p, through)
     if total is None:
         return None
@@ -124,23 +122,50 @@ def sum_of_powers(
     origin = origins.origin(exponentials)
     if origin is None or origin.eqn.primitive is not P.exp_p:
         return None
-    if guard is not None and factors is not None and not is_discrete(factors):
+    (shifted,) = origin.operands
+    unshifted = _unshifted(origins, shifted, total.eqn.params["axes"])
+    powers = Powers(total, terms, exponentials, factors, shifted, *unshifted)
+    if guard is None:
+        return powers
+    if factors is not None and not is_discrete(factors):
         return None  # of any sign
-    shifted, added = origin.operands[0], None if is_floor else guard
-    powers = Powers(origins, total, terms, exponentials, shifted, factors, added)
-    # A sum that has e^0 in it is not as small as a floor.
-    return powers if not is_floor or powers.has_one(origins) else None
+    if guard.is_floor:  # a sum that has e^0 in it is not as small
+        return powers if powers.has_one(origins) else None
+    return dataclasses.replace(powers, guard=guard.size)
 
 
-def _guarded(origins: Origins, value: Any, through: Sequence) -> tuple:
-    """A value, what small number guards it, and if this is a floor, and not added."""
+def _unshifted(origins: Origins, shifted: Any, axes: Sequence[int]) -> tuple:
+    """A difference as (operand, shift), if the shift is constant along the axes."""
+    difference = origin_of(origins, shifted, P.sub_p, through=())
+    if difference is not None:
+        operand, shift = difference.operands
+        rank = len(shape_of(shifted))
+        if shape_of(operand) == shape_of(shifted) and all(
+            _constant_along(origins, shift, axis, rank) for axis in axes
+        ):
+            return operand, shift
+    return shifted, None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Guard:
+    """What small number keeps a sum from being 0: as a floor, or added to it."""
+
+    size: float
+    is_floor: bool
+
+
+def _guarded(
+    origins: Origins, value: Any, through: Sequence
+) -> tuple[Any, _Guard | None]:
+    """A value, and its guard if it has one."""
     for primitive in (P.add_p, P.max_p):
         origin = origin_of(origins, value, primitive, through)
         for one, other in itertools.permutations(origin.operands) if origin else ():
             small = back(origins, other, RESHAPES)
             if _is_literal(small) and is_guard(small):
-                return one, float(np.max(small)), primitive is P.max_p
-    return value, None, False
+                return one, _Guard(float(np.max(small)), primitive is P.max_p)
+    return value, None
 
 
 def _aligned(origins: Origins, powers: Powers, value: Any) -> bool:

@@ -12,21 +12,24 @@ _DEVICES = "--xla_force_host_platform_device_count=8"
 # Compile times make up those of the tests, and what is compiled runs a few times. Level
 # 0 is not to be had: XLA gets `jax.grad(lambda x: (0.3 * x + 0.1).max(-1).sum() +
 # x.mean())` of a float64 (3, 4) wrong there, at more than half of random points.
-_QUICK = (
-    "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false"
-)
+_QUICK = [
+    "--xla_backend_optimization_level=1",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",
+    "--xla_cpu_use_fusion_emitters=false",
+]
 
 
 def _flags():
-    """Those for XLA, which ends a process that gives it one that it does not know."""
-    flags = f"{_DEVICES} {_QUICK}"
-    known = subprocess.run(
+    """Those for XLA, but for those that it does not know: it ends and names them."""
+    tried = subprocess.run(
         [sys.executable, "-c", "import jax; jax.devices()"],
-        env={**os.environ, "XLA_FLAGS": flags},
+        env={**os.environ, "XLA_FLAGS": " ".join(_QUICK)},
         capture_output=True,
+        text=True,
     )
-    return flags if known.returncode == 0 else _DEVICES
+    known = [f for f in _QUICK if f.partition("=")[0] not in tried.stderr]
+    return " ".join([_DEVICES, *known])
 
 
 # Processes that share the tests are given the environment of the one that starts them.

@@ -798,6 +798,19 @@ def test_no_value_of_a_body_is_kept(name):
 # ------------------------------------------------------------------------- errors
 
 
+@pytest.mark.parametrize("table", TABLES)
+def test_debug_nans_outside_jit(table):
+    """It looks at what jitted functions return: `var` masks a NaN."""
+    explain = functools.partial(jaxlift.deeplift, rules=getattr(jaxlift, table))
+    normed = lambda x: x[0] / jnp.sqrt(x.var() + 1)
+    undefined = lambda x: jax.jit(jnp.log)(x - 2).sum()
+    with jax.debug_nans(True):
+        total = explain(normed)(X, R).sum()
+        with pytest.raises(FloatingPointError):
+            explain(undefined)(X, R)
+    np.testing.assert_allclose(total, normed(X) - normed(R), rtol=1e-5)
+
+
 def test_a_forgotten_axis_of_references():
     for explain in (
         lambda r: jaxlift.deeplift_shap(jnp.sum)(X, r),
