@@ -55,7 +55,7 @@ def references(x):
     ]
 
 
-# `test_activations` has the activations one by one.
+# `test_coverage` has the activations one by one.
 _MLPS = [name for name in NETWORKS if name.startswith("mlp_")]
 _TAKEN = [*every(3, _MLPS), *(name for name in NETWORKS if name not in _MLPS)]
 
